@@ -1,0 +1,43 @@
+"""Run a graph node by node with the NumPy definitions. This is the meaning of a graph; it is never fast."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+from refvit.errors import GraphError
+from refvit.graph.ir import OPS, Array, Graph
+
+Executable = Callable[[Array], dict[str, Array]]
+
+
+def compile_graph(graph: Graph) -> Executable:
+    """Prepare to run `graph`, whose parameters are arrays of the dtype to run in.
+
+    The result maps an input (n, 3, h, w) to the graph's outputs by public name. A value is dropped after its last use. It
+    keeps no state, so that any number of threads may call it.
+    """
+    uses = Counter(source for node in graph for source in node.sources)
+    uses.update(graph.outputs.values())
+    (name,) = graph.inputs
+
+    def run(x: Array) -> dict[str, Array]:
+        if x.shape != graph.inputs[name].shape:
+            raise GraphError(f"the graph is for an input of shape {graph.inputs[name].shape}, got {x.shape}")
+        values: dict[str, Array] = {**graph.params, name: x}  # type: ignore[dict-item]
+        left = dict(uses)
+        for node in graph:
+            arguments = [None if i is None else values[i] for i in node.inputs]
+            y = OPS[node.op].function(*arguments, **node.attrs)
+            if y.shape != node.shape or y.dtype != x.dtype:
+                raise GraphError(f"{node.name}: {node.shape} {x.dtype} expected, {node.op} gave {y.shape} {y.dtype}")
+            values[node.name] = y
+            for source in node.sources:
+                left[source] -= 1
+                if not left[source]:
+                    del values[source]
+            if not left.get(node.name):
+                del values[node.name]
+        return {public: values[value] for public, value in graph.outputs.items()}
+
+    return run

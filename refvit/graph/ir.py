@@ -1,0 +1,188 @@
+"""The graph that every backend reads: frozen static single assignment over named values.
+
+`Op` is an entry of the vocabulary (filled by `graph.trace.op`), `Node` one application of it, `Graph` a whole model at one input
+shape. A graph is dtype-free: all its values have the dtype it is run in. Passes build new graphs and never change one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from refvit.errors import GraphError, RefvitError
+
+Shape = tuple[int, ...]
+Array = NDArray[Any]
+
+
+class HasShape(Protocol):
+    """Whatever a shape rule may look at: an ndarray, a symbolic tensor, a node, a `ShapeOnly`."""
+
+    @property
+    def shape(self) -> Shape: ...
+
+
+@dataclass(frozen=True)
+class ShapeOnly:
+    """A parameter or input of which only the shape is known."""
+
+    shape: Shape
+
+
+@dataclass(frozen=True)
+class Op:
+    """One word of the vocabulary: positional parameters are tensors, keyword-only parameters are attributes."""
+
+    name: str
+    function: Callable[..., Any]  # the NumPy definition
+    shape: Callable[..., Shape]  # result shape; raises ShapeError, so it is the argument check as well
+    macs: Callable[..., int] | None  # multiply-accumulates; None where the op has none
+    tensors: tuple[str, ...]  # names of the tensor parameters; a single "*xs" for an op of any number of them
+    defaults: Mapping[str, Any]  # of the attributes that have one
+    composite: bool  # its definition is written in other ops and can be traced in their place
+
+    @property
+    def variadic(self) -> bool:
+        return self.tensors[0].startswith("*")
+
+
+OPS: dict[str, Op] = {}
+
+
+@dataclass(frozen=True)
+class Node:
+    """`name = op(*inputs, **attrs)`; an input is the name of a value, or None for an optional tensor left out."""
+
+    name: str
+    op: str
+    inputs: tuple[str | None, ...]
+    attrs: Mapping[str, Any]
+    shape: Shape
+    scope: str  # path of the block that called the op
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "attrs", MappingProxyType(dict(self.attrs)))
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The inputs that are there."""
+        return tuple(i for i in self.inputs if i is not None)
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Nodes in execution order, what they read, and what is wanted of them.
+
+    `inputs` and `params` map names to something with a shape (parameters usually are the arrays). `outputs` maps the public
+    name of a result to a value. `aliases` maps a block's path to the value that the block returns. To keep an intermediate,
+    make it an output (`with_outputs`).
+    """
+
+    inputs: Mapping[str, HasShape]
+    params: Mapping[str, HasShape]
+    nodes: Mapping[str, Node]
+    outputs: Mapping[str, str]
+    aliases: Mapping[str, str]
+
+    def __post_init__(self) -> None:
+        for field in ("inputs", "params", "nodes", "outputs", "aliases"):
+            object.__setattr__(self, field, MappingProxyType(dict(getattr(self, field))))
+
+    def __iter__(self) -> Iterator[Node]:
+        return iter(self.nodes.values())
+
+    def __len__(self) -> int:
+        return len(self.nodes)
+
+    def value(self, name: str) -> HasShape:
+        """The node, parameter or input called `name`."""
+        for table in (self.nodes, self.params, self.inputs):
+            if name in table:
+                return table[name]
+        raise GraphError(f"graph has no value {name!r}")
+
+    def users(self) -> dict[str, list[str]]:
+        """Value name -> names of the nodes that read it, in execution order, once per use."""
+        users: dict[str, list[str]] = {}
+        for node in self:
+            for source in node.sources:
+                users.setdefault(source, []).append(node.name)
+        return users
+
+    def names(self) -> dict[str, str]:
+        """Every name of an intermediate -> its value, in execution order: nodes, each followed by the blocks it ends."""
+        ends: dict[str, list[str]] = {}
+        for alias, value in self.aliases.items():
+            ends.setdefault(value, []).append(alias)
+        ordered: dict[str, str] = {}
+        for name in (*self.inputs, *self.nodes):
+            if name in self.nodes:
+                ordered[name] = name
+            for alias in ends.get(name, ()):
+                ordered.setdefault(alias, name)
+        return ordered
+
+    def with_outputs(self, outputs: Mapping[str, str]) -> Graph:
+        """The same graph with other results."""
+        return Graph(self.inputs, self.params, self.nodes, outputs, self.aliases).verify()
+
+    def verify(self) -> Graph:
+        """Check every invariant and return self; GraphError names the first node that breaks one."""
+        known: dict[str, HasShape] = {**self.inputs, **self.params}
+        if len(known) != len(self.inputs) + len(self.params):
+            raise GraphError(f"names used by an input and a parameter: {sorted(set(self.inputs) & set(self.params))}")
+        for name, node in self.nodes.items():
+            if name != node.name or name in known:
+                raise GraphError(f"{name}: two values have this name, or the node calls itself {node.name!r}")
+            op = OPS.get(node.op)
+            if op is None:
+                raise GraphError(f"{name}: unknown op {node.op!r}; known are {', '.join(sorted(OPS))}")
+            if missing := [s for s in node.sources if s not in known]:
+                raise GraphError(f"{name}: reads {missing[0]!r}, which is not computed before it")
+            if op.tensors != ("*xs",) and len(node.inputs) != len(op.tensors):
+                raise GraphError(f"{name}: {node.op} takes the tensors {op.tensors}, got {node.inputs}")
+            try:
+                shape = op.shape(*[None if i is None else known[i] for i in node.inputs], **node.attrs)
+            except (RefvitError, TypeError) as error:
+                raise GraphError(f"{name}: {error}") from error
+            if shape != node.shape:
+                raise GraphError(f"{name}: {node.op} gives shape {shape}, the node says {node.shape}")
+            known[name] = node
+        for kind, table in (("output", self.outputs), ("alias", self.aliases)):
+            for public, name in table.items():
+                if name not in known:
+                    raise GraphError(f"{kind} {public!r} is the value {name!r}, which does not exist")
+        if not self.outputs:
+            raise GraphError("a graph needs at least one output")
+        return self
+
+    def __str__(self) -> str:
+        """One line a node, blocks as headings: `name = op(inputs, attributes)   shape`; default attributes are left out."""
+        shapes = ", ".join(f"{n}: {'x'.join(map(str, v.shape))}" for n, v in self.inputs.items())
+        lines, scope = [f"graph({shapes})"], ""
+        for node in self:
+            if node.scope != scope:
+                scope = node.scope
+                lines.append(f"  # {scope or 'model'}")
+            inputs = ["-" if i is None else _relative(i, scope) for i in node.inputs]
+            defaults = OPS[node.op].defaults
+            attrs = [f"{k}={v!r}" for k, v in node.attrs.items() if k not in defaults or defaults[k] != v]
+            text = f"  {_relative(node.name, scope)} = {node.op}({', '.join(inputs + attrs)})"
+            lines.append(f"{text:<100} {'x'.join(map(str, node.shape))}".rstrip())
+        lines += [f"  return {', '.join(f'{k}={v}' for k, v in self.outputs.items())}"]
+        return "\n".join(lines)
+
+
+def _relative(name: str, scope: str) -> str:
+    """Names inside the current block are shown from its own path on."""
+    return name[len(scope) :] if scope and name.startswith(scope + ".") else name
+
+
+def size(value: HasShape) -> int:
+    """Number of elements."""
+    return math.prod(value.shape)

@@ -1,0 +1,228 @@
+"""From model code to a graph: the same functions, called on symbolic tensors instead of arrays.
+
+`@op` marks a word of the vocabulary, `@block` a function with parameters of its own. On ndarrays both only check their
+arguments; on a `Tensor` an op records a node. There is no global state: a tensor knows the trace it belongs to.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NoReturn, ParamSpec, TypeVar
+
+import numpy as np
+
+from refvit.errors import ConfigError, ShapeError, TraceError
+from refvit.graph.ir import OPS, Graph, HasShape, Node, Op, Shape, ShapeOnly
+from refvit.weights.params import Params
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Tensor:
+    """A value that has a name and a shape but no numbers, and the few operators that model code uses."""
+
+    __slots__ = ("name", "shape", "trace")
+    __array_ufunc__ = None  # so that ndarray + Tensor reaches Tensor.__radd__ instead of an object array
+
+    def __init__(self, trace: Trace, name: str, shape: Shape) -> None:
+        self.trace, self.name, self.shape = trace, name, shape
+
+    def __repr__(self) -> str:
+        return f"Tensor({self.name}: {'x'.join(map(str, self.shape))})"
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    def _record(self, op: str, *tensors: Any, **attrs: Any) -> Tensor:
+        return self.trace.record(OPS[op], tensors, attrs)
+
+    def __add__(self, other: Tensor) -> Tensor:
+        return self._record("add", self, other)
+
+    def __radd__(self, other: Tensor) -> Tensor:
+        return self._record("add", other, self)
+
+    def __mul__(self, other: Tensor | float) -> Tensor:
+        if isinstance(other, (int, float)):
+            return self._record("scale", self, factor=other)
+        return self._record("multiply", self, other)
+
+    __rmul__ = __mul__
+
+    def __matmul__(self, other: Tensor) -> Tensor:
+        return self._record("matmul", self, other)
+
+    def __getitem__(self, index: Any) -> Tensor:
+        return self._record("getitem", self, index=index)
+
+    def __iter__(self) -> Iterable[Tensor]:
+        return (self[i] for i in range(self.shape[0]))
+
+    def reshape(self, *shape: Any) -> Tensor:
+        return self._record("reshape", self, shape=tuple(shape[0]) if isinstance(shape[0], Iterable) else shape)
+
+    def transpose(self, *axes: Any) -> Tensor:
+        return self._record("transpose", self, axes=tuple(axes[0]) if isinstance(axes[0], Iterable) else axes)
+
+    def swapaxes(self, a: int, b: int) -> Tensor:
+        axes = list(range(self.ndim))
+        axes[a], axes[b] = axes[b], axes[a]
+        return self.transpose(axes)
+
+    def __bool__(self) -> NoReturn:
+        raise TraceError("model code branched on a tensor's value; under tracing only shapes and the config may steer it")
+
+    def __array__(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise TraceError("a NumPy function was called on a traced tensor; use the functions of refvit.ops in model code")
+
+
+class Trace:
+    """A graph under construction."""
+
+    def __init__(self, params: Mapping[str, HasShape], expand: bool) -> None:
+        self.inputs: dict[str, HasShape] = {}
+        self.params = params
+        self.nodes: dict[str, Node] = {}
+        self.aliases: dict[str, str] = {}
+        self.scope = ""
+        self.expand = expand
+
+    def input(self, name: str, shape: Shape) -> Tensor:
+        self.inputs[name] = ShapeOnly(shape)
+        return Tensor(self, name, shape)
+
+    def record(self, op: Op, tensors: tuple[Any, ...], attrs: Mapping[str, Any]) -> Tensor:
+        for value in tensors:
+            if value is not None and type(value) is not Tensor:
+                raise TraceError(
+                    f"{op.name} in {self.scope or 'the model'} got a {type(value).__name__} beside traced tensors; "
+                    "make it a parameter of the model"
+                )
+        if op.composite and self.expand:
+            name = self._unique(self._join(op.name))
+            result: Tensor = op.function(*tensors, **attrs)
+            self.aliases[name] = result.name
+            return result
+        shape = op.shape(*tensors, **attrs)
+        name = self._unique(self._base(op, tensors))
+        inputs = tuple(None if t is None else t.name for t in tensors)
+        self.nodes[name] = Node(name, op.name, inputs, attrs, shape, self.scope)
+        return Tensor(self, name, shape)
+
+    def _base(self, op: Op, tensors: tuple[Any, ...]) -> str:
+        """The module path of the op's weights; without weights, or when the block is that module, the block's path and the op."""
+        weight = next((t.name for t in tensors if t is not None and t.name in self.params), "")
+        module = weight.rpartition(".")[0]
+        return module if module and module != self.scope else self._join(op.name)
+
+    def _join(self, name: str) -> str:
+        return f"{self.scope}.{name}" if self.scope else name
+
+    def _unique(self, base: str) -> str:
+        name, i = base, 0
+        while name in self.nodes or name in self.aliases or name in self.inputs:
+            i += 1
+            name = f"{base}_{i}"
+        return name
+
+
+def _check_arrays(op: Op, tensors: Iterable[Any]) -> None:
+    """Eager calls: real arrays of one floating dtype, or NumPy would promote silently."""
+    dtypes = set()
+    for a in tensors:
+        if a is None:
+            continue
+        if not isinstance(a, np.ndarray):
+            raise ConfigError(f"{op.name}: expected NumPy arrays, got {type(a).__name__}")
+        dtypes.add(a.dtype)
+    if len(dtypes) > 1 or any(d.kind != "f" for d in dtypes):
+        raise ConfigError(
+            f"{op.name}: expected arrays of one floating dtype, got {', '.join(sorted(map(str, dtypes)))}; cast them first"
+        )
+
+
+def op(
+    *, shape: Callable[..., Shape], macs: Callable[..., int] | None = None, composite: bool = False
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Add a NumPy function to the vocabulary. Its positional parameters are tensors, its keyword-only ones attributes.
+
+    `shape(*tensors, **attrs)` returns the result's shape or raises ShapeError; it is called before every eager call as well.
+    """
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        parameters = inspect.signature(function).parameters.values()
+        names = [
+            f"*{p.name}" if p.kind is p.VAR_POSITIONAL else p.name for p in parameters if p.kind is not p.KEYWORD_ONLY
+        ]
+        defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is not p.empty}
+        entry = Op(function.__name__, function, shape, macs, tuple(names), defaults, composite)
+        OPS[entry.name] = entry
+
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if entry.variadic:
+                tensors, attrs = args, kwargs
+            else:
+                attrs = {k: v for k, v in kwargs.items() if k not in names}
+                given = dict(zip(names, args, strict=False)) | {k: v for k, v in kwargs.items() if k in names}
+                tensors = tuple(given.get(n) for n in names)
+            traced = next((t for t in tensors if type(t) is Tensor), None)
+            if traced is not None:
+                return traced.trace.record(entry, tensors, defaults | attrs)
+            _check_arrays(entry, tensors)
+            shape(*args, **kwargs)
+            return function(*args, **kwargs)
+
+        return call
+
+    return decorate
+
+
+def block(function: Callable[P, R]) -> Callable[P, R]:
+    """Mark `function(x, p, ...)` as the block that owns the parameters `p`: it names nodes, intermediates and errors."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        x, p = args[0], args[1]
+        trace = x.trace if type(x) is Tensor else None
+        outer = trace.scope if trace else ""
+        try:
+            if trace:
+                trace.scope = p.path
+            y = function(*args, **kwargs)
+        except ShapeError as error:
+            if getattr(error, "located", False) or not p.path:
+                raise
+            located = ShapeError(f"{p.path}: {error}")
+            located.located = True  # type: ignore[attr-defined]
+            raise located from None
+        finally:
+            if trace:
+                trace.scope = outer
+        if trace and p.path and type(y) is Tensor:
+            trace.aliases[p.path] = y.name
+        return y
+
+    return call
+
+
+def trace(
+    function: Callable[..., Any], shape: Shape, params: Mapping[str, HasShape], *, expand: bool = False, **config: Any
+) -> Graph:
+    """Trace `function(x, p, **config)` for an input of `shape`; no weight is read, so shapes suffice as `params`.
+
+    expand: record the definition of composite ops (attention, unfold, fold) instead of one node each.
+    A dict returned by the function becomes named outputs; a single tensor is called "output".
+    """
+    state = Trace(params, expand)
+    x = state.input("input", shape)
+    symbolic = Params({name: Tensor(state, name, tuple(p.shape)) for name, p in params.items()})
+    y = function(x, symbolic, **config)
+    results = y if isinstance(y, dict) else {"output": y}
+    outputs = {name: value.name for name, value in results.items()}
+    return Graph(state.inputs, params, state.nodes, outputs, state.aliases).verify()
+

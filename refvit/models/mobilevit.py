@@ -1,0 +1,192 @@
+"""MobileViT (Mehta & Rastegari 2021, arXiv:2110.02178), version 1: convolutions for what is near, transformers for what is far.
+
+The file reads from small to large: a convolution with its norm, the inverted residual, one transformer layer, the MobileViT
+block, the network. Parameter names are timm's. Source of every fact: apple/ml-cvnets v0.1, checked against timm and transformers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from refvit.graph.ir import Array, Shape
+from refvit.graph.trace import block
+from refvit.ops import (
+    attention,
+    batch_norm,
+    concat,
+    conv2d,
+    fold_patches,
+    layer_norm,
+    linear,
+    mean,
+    silu,
+    unfold_patches,
+)
+from refvit.weights.params import Params
+
+
+@dataclass(frozen=True)
+class MobileViTConfig:
+    """Widths are output channels; `dims` and `depths` are those of the transformers in stages 2, 3 and 4."""
+
+    stem_width: int
+    widths: tuple[int, int, int, int, int]  # of the stages
+    head_width: int  # of the last 1x1 convolution
+    expansion: int  # hidden over input channels in an inverted residual
+    dims: tuple[int, int, int]
+    depths: tuple[int, int, int] = (2, 4, 3)
+    num_heads: int = 4
+    mlp_ratio: int = 2
+    patch: tuple[int, int] = (2, 2)
+    batch_norm_eps: float = 1e-5
+    layer_norm_eps: float = 1e-5
+    num_classes: int = 1000
+
+
+# fmt: off
+VARIANTS = {
+    #                               stem  stages                   head  expansion  dims
+    "mobilevit_xxs": MobileViTConfig(16, (16, 24, 48,  64,  80),   320,  2,        (64,   80,  96)),
+    "mobilevit_xs":  MobileViTConfig(16, (32, 48, 64,  80,  96),   384,  4,        (96,  120, 144)),
+    "mobilevit_s":   MobileViTConfig(16, (32, 64, 96, 128, 160),   640,  4,        (144, 192, 240)),
+}
+# fmt: on
+
+# The stages' inverted residuals: their strides. Stages 2, 3 and 4 end in a MobileViT block.
+STRIDES = ((1,), (2, 1, 1), (2,), (2,), (2,))
+
+
+@block
+def norm_act(x: Array, p: Params, *, eps: float, act: bool) -> Array:
+    """Batch norm and, unless it ends a linear bottleneck, SiLU."""
+    x = batch_norm(x, **p, eps=eps)
+    return silu(x) if act else x
+
+
+@block
+def conv_norm_act(x: Array, p: Params, *, eps: float, act: bool = True, stride: int = 1, groups: int = 1) -> Array:
+    """Convolution without bias, padded so that stride 1 keeps the size; batch norm; SiLU. x (n, c, h, w) -> (n, k, p, q)."""
+    padding = p["conv"]["weight"].shape[-1] // 2
+    x = conv2d(x, **p["conv"], stride=stride, padding=padding, groups=groups)
+    return norm_act(x, p["bn"], eps=eps, act=act)
+
+
+@block
+def inverted_residual(x: Array, p: Params, *, stride: int, eps: float) -> Array:
+    """MobileNetV2's block: expand, filter each channel on its own, project without activation (Sandler et al. 2018, fig. 4d)."""
+    y = conv_norm_act(x, p["conv1_1x1"], eps=eps)  # (n, hidden, h, w)
+    y = conv_norm_act(y, p["conv2_kxk"], eps=eps, stride=stride, groups=y.shape[1])
+    y = conv_norm_act(y, p["conv3_1x1"], eps=eps, act=False)  # (n, k, h / stride, w / stride)
+    return x + y if x.shape == y.shape else y
+
+
+@block
+def self_attention(x: Array, p: Params, *, num_heads: int) -> Array:
+    """Multi-head self-attention. x (n, l, d) -> (n, l, d); rows of qkv are all queries, then keys, then values, head by head."""
+    n, l, d = x.shape
+    qkv = linear(x, **p["qkv"]).reshape(n, l, 3, num_heads, d // num_heads).transpose(2, 0, 3, 1, 4)
+    q, k, v = qkv[0], qkv[1], qkv[2]  # each (n, heads, l, d / heads)
+    y = attention(q, k, v, scale=(d // num_heads) ** -0.5)
+    return linear(y.transpose(0, 2, 1, 3).reshape(n, l, d), **p["proj"])
+
+
+@block
+def mlp(x: Array, p: Params) -> Array:
+    """Two linear layers with SiLU between them (not GELU). x (n, l, d) -> (n, l, d)."""
+    return linear(silu(linear(x, **p["fc1"])), **p["fc2"])
+
+
+@block
+def transformer_layer(x: Array, p: Params, *, num_heads: int, eps: float) -> Array:
+    """Pre-norm transformer layer. x (n, l, d) -> (n, l, d)."""
+    x = x + self_attention(layer_norm(x, **p["norm1"], eps=eps), p["attn"], num_heads=num_heads)
+    return x + mlp(layer_norm(x, **p["norm2"], eps=eps), p["mlp"])
+
+
+@block
+def mobilevit_block(x: Array, p: Params, *, depth: int, config: MobileViTConfig) -> Array:
+    """Local features, unfold, a transformer over the patches, fold, fuse with the input (figure 1b). x (n, c, h, w) -> same.
+
+    Attention runs between pixels of the same place in different patches; with the 3x3 convolution before it, every
+    pixel sees the whole map.
+    """
+    eps = config.batch_norm_eps
+    y = conv_norm_act(x, p["conv_kxk"], eps=eps)
+    y = conv2d(y, **p["conv_1x1"])  # (n, d, h, w), neither norm nor activation
+    y = unfold_patches(y, patch=config.patch)  # (n * 4, l, d)
+    for i in range(depth):
+        y = transformer_layer(y, p["transformer"][i], num_heads=config.num_heads, eps=config.layer_norm_eps)
+    y = layer_norm(y, **p["norm"], eps=config.layer_norm_eps)
+    y = fold_patches(y, patch=config.patch, size=x.shape[2:])  # (n, d, h, w)
+    y = conv_norm_act(y, p["conv_proj"], eps=eps)  # (n, c, h, w)
+    return conv_norm_act(concat(x, y, axis=1), p["conv_fusion"], eps=eps)
+
+
+@block
+def stage(x: Array, p: Params, *, strides: tuple[int, ...], depth: int, config: MobileViTConfig) -> Array:
+    """Inverted residuals, then a MobileViT block of `depth` layers if that is not 0."""
+    for i, stride in enumerate(strides):
+        x = inverted_residual(x, p[i], stride=stride, eps=config.batch_norm_eps)
+    return mobilevit_block(x, p[len(strides)], depth=depth, config=config) if depth else x
+
+
+@block
+def head(x: Array, p: Params) -> Array:
+    """Mean over the map, then a linear classifier. x (n, c, h, w) -> (n, classes)."""
+    return linear(mean(x, axes=(2, 3)), **p["fc"])
+
+
+@block
+def mobilevit(x: Array, p: Params, *, config: MobileViTConfig) -> Array:
+    """x (n, 3, h, w) -> logits (n, classes). Strides of the stages' outputs: 2, 4, 8, 16, 32."""
+    eps = config.batch_norm_eps
+    x = conv_norm_act(x, p["stem"], eps=eps, stride=2)
+    for i, strides in enumerate(STRIDES):
+        x = stage(x, p["stages"][i], strides=strides, depth=config.depths[i - 2] if i >= 2 else 0, config=config)
+    x = conv_norm_act(x, p["final_conv"], eps=eps)
+    return head(x, p["head"])
+
+
+def parameters(config: MobileViTConfig) -> Iterator[tuple[str, Shape]]:
+    """Name and shape of every parameter, in the order of execution."""
+    yield from _conv_norm("stem", (config.stem_width, 3, 3, 3))
+    width = config.stem_width
+    for i, (out, strides) in enumerate(zip(config.widths, STRIDES, strict=True)):
+        for j in range(len(strides)):
+            name, hidden = f"stages.{i}.{j}", width * config.expansion
+            yield from _conv_norm(f"{name}.conv1_1x1", (hidden, width, 1, 1))
+            yield from _conv_norm(f"{name}.conv2_kxk", (hidden, 1, 3, 3))
+            yield from _conv_norm(f"{name}.conv3_1x1", (out, hidden, 1, 1))
+            width = out
+        if i >= 2:
+            yield from _block_parameters(f"stages.{i}.{len(strides)}", out, config.dims[i - 2], config.depths[i - 2], config)
+    yield from _conv_norm("final_conv", (config.head_width, width, 1, 1))
+    yield from _affine("head.fc", (config.num_classes, config.head_width))
+
+
+def _block_parameters(name: str, c: int, d: int, depth: int, config: MobileViTConfig) -> Iterator[tuple[str, Shape]]:
+    yield from _conv_norm(f"{name}.conv_kxk", (c, c, 3, 3))
+    yield f"{name}.conv_1x1.weight", (d, c, 1, 1)
+    for i in range(depth):
+        layer = f"{name}.transformer.{i}"
+        yield from _affine(f"{layer}.norm1", (d,))
+        yield from _affine(f"{layer}.attn.qkv", (3 * d, d))
+        yield from _affine(f"{layer}.attn.proj", (d, d))
+        yield from _affine(f"{layer}.norm2", (d,))
+        yield from _affine(f"{layer}.mlp.fc1", (d * config.mlp_ratio, d))
+        yield from _affine(f"{layer}.mlp.fc2", (d, d * config.mlp_ratio))
+    yield from _affine(f"{name}.norm", (d,))
+    yield from _conv_norm(f"{name}.conv_proj", (c, d, 1, 1))
+    yield from _conv_norm(f"{name}.conv_fusion", (c, 2 * c, 3, 3))
+
+
+def _conv_norm(name: str, shape: Shape) -> Iterator[tuple[str, Shape]]:
+    yield f"{name}.conv.weight", shape
+    for leaf in ("weight", "bias", "running_mean", "running_var"):
+        yield f"{name}.bn.{leaf}", shape[:1]
+
+
+def _affine(name: str, shape: Shape) -> Iterator[tuple[str, Shape]]:
+    yield f"{name}.weight", shape
+    yield f"{name}.bias", shape[:1]
