@@ -163,7 +163,7 @@ class Graph:
 
     def __str__(self) -> str:
         """One line a node, blocks as headings: `name = op(inputs, attributes)   shape`; default attributes are left out."""
-        shapes = ", ".join(f"{n}: {'x'.join(map(str, v.shape))}" for n, v in self.inputs.items())
+        shapes = ", ".join(f"{n}: {dims(v.shape)}" for n, v in self.inputs.items())
         lines, scope = [f"graph({shapes})"], ""
         for node in self:
             if node.scope != scope:
@@ -173,7 +173,7 @@ class Graph:
             defaults = OPS[node.op].defaults
             attrs = [f"{k}={v!r}" for k, v in node.attrs.items() if k not in defaults or defaults[k] != v]
             text = f"  {_relative(node.name, scope)} = {node.op}({', '.join(inputs + attrs)})"
-            lines.append(f"{text:<100} {'x'.join(map(str, node.shape))}".rstrip())
+            lines.append(f"{text:<100} {dims(node.shape)}".rstrip())
         lines += [f"  return {', '.join(f'{k}={v}' for k, v in self.outputs.items())}"]
         return "\n".join(lines)
 
@@ -186,3 +186,8 @@ def _relative(name: str, scope: str) -> str:
 def size(value: HasShape) -> int:
     """Number of elements."""
     return math.prod(value.shape)
+
+
+def dims(shape: Shape) -> str:
+    """1x3x256x256"""
+    return "x".join(map(str, shape))

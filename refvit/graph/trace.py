@@ -14,7 +14,7 @@ from typing import Any, NoReturn, ParamSpec, TypeVar
 import numpy as np
 
 from refvit.errors import ConfigError, ShapeError, TraceError
-from refvit.graph.ir import OPS, Graph, HasShape, Node, Op, Shape, ShapeOnly
+from refvit.graph.ir import OPS, Graph, HasShape, Node, Op, Shape, ShapeOnly, dims
 from refvit.weights.params import Params
 
 P = ParamSpec("P")
@@ -31,7 +31,7 @@ class Tensor:
         self.trace, self.name, self.shape = trace, name, shape
 
     def __repr__(self) -> str:
-        return f"Tensor({self.name}: {'x'.join(map(str, self.shape))})"
+        return f"Tensor({self.name}: {dims(self.shape)})"
 
     @property
     def ndim(self) -> int:

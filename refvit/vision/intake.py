@@ -13,6 +13,7 @@ import os
 import re
 import stat
 import time
+import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterable, Iterator
@@ -27,8 +28,9 @@ from PIL import Image, ImageChops, UnidentifiedImageError
 from refvit.errors import ImageError
 
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
-SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".bmp", ".tif", ".tiff", ".gif")
-SUFFIXES += (".ppm", ".pgm", ".pbm", ".pnm")
+SUFFIXES = tuple(
+    ".jpg .jpeg .jpe .jfif .mpo .png .apng .webp .bmp .tif .tiff .gif .ppm .pgm .pbm .pnm".split()  # noqa: SIM905
+)
 MAX_PIXELS = 2**27  # of one image
 MAX_BYTES = 2**29  # of one file
 MAX_URL_BYTES = 2**26
@@ -37,7 +39,7 @@ URL_SECONDS = 30.0  # for each answer of the server, and for the whole body
 KINDS = "a path, folder, glob, URL, bytes, PIL image, RGB uint8 ndarray (h, w, 3), or an iterable of them"
 _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://|data:")
 # By EXIF orientation 2 to 8: the names of Image.Transpose that turn the image upright.
-_TURNS = "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90".split()
+_TURNS = ["FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90"]
 _UPRIGHT = {tag: Image.Transpose[turn] for tag, turn in enumerate(_TURNS, 2)}
 
 
@@ -45,7 +47,7 @@ _UPRIGHT = {tag: Image.Transpose[turn] for tag, turn in enumerate(_TURNS, 2)}
 class Picture:
     """One decoded image: `pixels` is uint8 (h, w, 3) RGB, contiguous and read-only.
 
-    `source` is the path or URL, or "<bytes>", "<array>", "<image>". `notes` are one-liners on what was done to the image.
+    `source` is the path or URL, or "<bytes>", "<array>", "<image>"; `notes` are lines on what was done to the image.
     """
 
     pixels: npt.NDArray[np.uint8]
@@ -82,7 +84,7 @@ def read(source: object, *, allow_url: bool = False) -> Picture:
         with _blame("<image>"):
             return _picture(source, "<image>", [])
     if isinstance(source, (bytes, bytearray, memoryview)):
-        return _decode(io.BytesIO(source), memoryview(source).nbytes, "<bytes>")
+        return _decode(io.BytesIO(data := bytes(source)), len(data), "<bytes>")
     if not isinstance(source, (str, os.PathLike)):
         raise ImageError(_unknown(source))
     path = os.fsdecode(source)
@@ -161,12 +163,12 @@ def check_array(array: npt.NDArray[Any], name: str = "<array>") -> npt.NDArray[n
     if array.ndim != 3 or shape[2] != 3:
         if array.ndim == 2:
             cure = "a grey image becomes RGB by np.stack([x] * 3, axis=-1)"
+        elif array.ndim == 3 and shape[0] == 3:
+            cure = "channels first becomes channels last by x.transpose(1, 2, 0)"
         elif array.ndim == 3 and shape[2] == 1:
             cure = "a grey image becomes RGB by np.repeat(x, 3, axis=-1)"
         elif array.ndim == 3 and shape[2] == 4:
             cure = "drop alpha by x[..., :3], or composite it first"
-        elif array.ndim == 3 and shape[0] in (1, 3, 4):
-            cure = "channels first becomes channels last by x.transpose(1, 2, 0)"
         elif array.ndim == 4:
             cure = "this is a batch: give its images one by one"
         else:
@@ -223,7 +225,7 @@ def _orientation(image: Image.Image, notes: list[str]) -> int:
     # Not ImageOps.exif_transpose: it also rewrites the EXIF block, which fails for blocks that cameras really write.
     try:
         return int(image.getexif().get(0x0112, 1))
-    except Exception as error:  # noqa: BLE001 - a broken block fails in any way, and the pixels are fine without it
+    except Exception as error:  # a broken block fails in any way, and the pixels are fine without it
         notes.append(f"EXIF unreadable ({_line(error)}), orientation unknown")
         return 1
 
@@ -234,9 +236,7 @@ def _to_rgb(image: Image.Image, name: str, notes: list[str]) -> Image.Image:
     if mode.startswith("I;16") or (mode == "I" and image.format in ("PNG", "PPM")):
         tags = getattr(image, "tag_v2", {})
         if tags.get(258, (16,)) != (16,) or tags.get(262, 1) != 1:
-            raise ImageError(
-                f"{name}: a 12-bit or white-is-zero TIFF; expected 16-bit, black is zero: convert it first"
-            )
+            raise ImageError(f"{name}: a 12-bit or white-is-zero TIFF; expected 16-bit, black is zero; convert it")
         values = np.asarray(image).astype(np.uint32)
         grey = ((values + 128) // 257).astype(np.uint8)
         notes.append("16-bit grey scaled by 1/257")
@@ -250,20 +250,17 @@ def _to_rgb(image: Image.Image, name: str, notes: list[str]) -> Image.Image:
     if mode in ("La", "RGBa"):
         *colour, alpha = image.split()
         bands = [ImageChops.add(band, ImageChops.invert(alpha)) for band in colour]
-        return _noted(Image.merge("RGB", bands * (3 // len(bands))), alpha, notes)
-    if image.has_transparency_data:
+        rgb = Image.merge("RGB", bands * (3 // len(bands)))
+    elif image.has_transparency_data:
         # copy(): converting P with a transparency table writes that table into the palette of the image.
         rgba = (image.copy() if mode == "P" else image).convert("RGBA")
         alpha = rgba.getchannel("A")
-        canvas = Image.new("RGB", rgba.size, "white")
-        canvas.paste(rgba, mask=alpha)
-        return _noted(canvas, alpha, notes)
-    if mode == "CMYK":
-        notes.append("CMYK converted without a colour profile")
-    return image if mode == "RGB" else image.convert("RGB")
-
-
-def _noted(rgb: Image.Image, alpha: Image.Image, notes: list[str]) -> Image.Image:
+        rgb = Image.new("RGB", rgba.size, "white")
+        rgb.paste(rgba, mask=alpha)
+    else:
+        if mode == "CMYK":
+            notes.append("CMYK converted without a colour profile")
+        return image if mode == "RGB" else image.convert("RGB")
     if alpha.getextrema() != (255, 255):  # a fully opaque alpha channel is nobody's concern
         notes.append("alpha composited over white")
     return rgb
@@ -291,9 +288,9 @@ def _download(url: str, name: str) -> bytes:
                 if time.monotonic() > end:
                     raise TimeoutError(f"not complete after {URL_SECONDS:g} s")
     except Exception as error:  # URLError, HTTPException, ValueError, UnicodeError ...
-        raise ImageError(
-            f"{name}: cannot be downloaded ({_line(error)}); check the URL, or download it first"
-        ) from error
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()  # it holds the connection
+        raise ImageError(f"{name}: cannot be downloaded ({_line(error)}); check the URL, or the connection") from error
     if max(len(data), expected) > MAX_URL_BYTES:
         raise ImageError(f"{name}: more than {MAX_URL_BYTES} bytes; download it and give the path")
     if len(data) < expected:
@@ -303,7 +300,7 @@ def _download(url: str, name: str) -> bytes:
 
 @contextmanager
 def _blame(name: str, head: bytes = b"") -> Iterator[None]:
-    """Whatever Pillow raises (OSError, SyntaxError, ValueError, struct.error ...) becomes an ImageError about `name`."""
+    """Whatever Pillow raises (OSError, SyntaxError, ValueError, struct.error) becomes an ImageError about `name`."""
     try:
         yield
     except ImageError:

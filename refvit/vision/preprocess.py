@@ -1,7 +1,7 @@
 """From RGB uint8 pixels to the float32 input of a network: resize, centre crop, enlarge, scale, normalise.
 
-A `Preprocess` belongs to a weights file and is stored in it. Its arithmetic is that of timm's evaluation transform, bit by
-bit: Pillow's resize on uint8, torchvision's CenterCrop, ToTensor and Normalize.
+A `Preprocess` belongs to a weights file and is stored in it. Its arithmetic is that of timm's evaluation transform, bit
+by bit: Pillow's resize on uint8, torchvision's CenterCrop, ToTensor and Normalize.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ class Preprocess:
     resize: int for the shorter side (the longer follows), (h, w) to squash to, None to keep the size
     crop: centre crop, int for a square; where the image is smaller it is padded with black; None for no crop
     enlarge: a second resize, after the crop, for networks that were trained on enlarged small images
-    interpolation: one of FILTERS, Pillow's (antialiased when shrinking)
+    interpolation: one of FILTERS, Pillow's (antialiased when shrinking; of tall images Pillow 13 and later resample the
+        rows before the columns, which changes values by a grey level or a few against older versions)
     mean, std: of pixels in [0, 1], in the channel order of the network: (x / 255 - mean) / std
     channel_order: the channel order of the network, "rgb" or "bgr"
 
@@ -121,8 +122,8 @@ class Preprocess:
             return pixels
         if size[0] * size[1] > MAX_PIXELS:
             raise ImageError(
-                f"image: {width} x {height} pixels would be resized to {size[1]} x {size[0]}, more than {MAX_PIXELS} in "
-                "all; crop it to a less elongated part first"
+                f"image: {width} x {height} pixels would become {size[1]} x {size[0]}, over {MAX_PIXELS} in all; "
+                "crop it to a less elongated part first"
             )
         return np.asarray(Image.fromarray(pixels).resize(size[::-1], FILTERS[self.interpolation]))
 
@@ -150,11 +151,11 @@ def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
 
 
 def _size(name: str, given: object) -> int | tuple[int, int] | None:
-    values = list(given) if isinstance(given, (tuple, list)) else [given]
-    whole = [int(v) for v in values if isinstance(v, numbers.Integral) and not isinstance(v, bool) and v > 0]
     if given is None:
         return None
     pair = isinstance(given, (tuple, list))
+    values = list(given) if isinstance(given, (tuple, list)) else [given]
+    whole = [int(v) for v in values if isinstance(v, (int, np.integer)) and not isinstance(v, bool) and v > 0]
     if len(whole) != len(values) or len(values) != (2 if pair else 1):
         raise ConfigError(
             f"Preprocess.{name}: {given!r} given, expected a size above 0, a pair (height, width), or None"

@@ -7,10 +7,10 @@ reading, nothing is guessed, and a file is written whole or not at all.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from refvit.errors import WeightsError
+from refvit.files import write_atomic
 from refvit.graph.ir import Array
 
 FORMAT_VERSION = 1
@@ -40,6 +41,11 @@ class Weights:
     @property
     def name(self) -> str:
         return f"{self.model}.{self.tag}" if self.tag else self.model
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """Digest of the tensors, see `digest`."""
+        return digest(self.params)
 
     def astype(self, dtype: str) -> dict[str, Array]:
         """The parameters in another dtype, read-only."""
@@ -91,25 +97,8 @@ def save(weights: Weights, path: str | os.PathLike[str], *, dtype: str | None = 
         "sha256": digest(params),
     }
     data = serialise({n: np.ascontiguousarray(a) for n, a in params.items()}, {"refvit": json.dumps(header)})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as f:
-            f.write(data)
-            f.flush()
-            os.fsync(f.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    write_atomic(path, data)
     return path
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, Array], dict[str, str]]:
@@ -156,6 +145,9 @@ def load(path: str | os.PathLike[str]) -> Weights | None:
         if isinstance(error, WeightsError):
             raise
         raise WeightsError(f"{path}: its refvit metadata is damaged ({error!r})") from error
-    if (found := digest(params)) != expected:
-        raise WeightsError(f"{path}: the tensors were changed: sha256 {found[:16]}..., {expected[:16]}... expected; get it again")
+    if weights.sha256 != expected:
+        raise WeightsError(
+            f"{path}: the tensors are not those that were written: sha256 {weights.sha256[:16]}..., {str(expected)[:16]}... "
+            "expected; get the file again"
+        )
     return weights

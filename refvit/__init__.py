@@ -1,0 +1,17 @@
+"""refvit: a framework-free reference of MobileViT in NumPy, and inference with it.
+
+    >>> import refvit
+    >>> refvit.infer("cat.jpg").top(3)
+
+`refvit.ops` is the vocabulary, `refvit.models` the models written in it, `refvit.graph` what tracing makes of them.
+"""
+
+__version__ = "0.1.0"
+
+from refvit.api import DemonstrationWarning, ModelInfo, infer, info, list_models, load
+from refvit.model import Model
+from refvit.vision.result import Prediction, Result
+
+__all__ = [
+    "DemonstrationWarning", "Model", "ModelInfo", "Prediction", "Result", "__version__", "infer", "info", "list_models", "load",
+]  # fmt: skip

@@ -1,0 +1,54 @@
+"""Names of classes: from a file, from the package, or none."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+
+from refvit.errors import ConfigError
+
+
+@functools.cache
+def imagenet1k() -> tuple[str, ...]:
+    """The 1000 classes of ImageNet-1k in the usual order (sorted WordNet ids), by their WordNet lemmas."""
+    return tuple((files("refvit.vision") / "data" / "imagenet1k.txt").read_text("utf-8").splitlines())
+
+
+def default_labels(classes: int) -> tuple[str, ...] | None:
+    """What a checkpoint without labels is taken to mean: 1000 classes are ImageNet-1k's, any other number has no names."""
+    return imagenet1k() if classes == 1000 else None
+
+
+def check_labels(labels: Sequence[str], classes: int) -> tuple[str, ...]:
+    """The labels as a tuple; ConfigError unless they are `classes` strings."""
+    if isinstance(labels, str) or not all(isinstance(label, str) for label in labels):
+        raise ConfigError(f"labels: a sequence of {classes} strings expected, got {labels!r:.60}")
+    if len(labels) != classes:
+        raise ConfigError(f"labels: the model has {classes} classes, got {len(labels)} labels")
+    return tuple(labels)
+
+
+def read_labels(path: str | os.PathLike[str]) -> tuple[str, ...]:
+    """Labels from a text file (one a line) or a JSON file: a list, {"0": name, ...}, or a config.json with id2label.
+
+    ConfigError if the file cannot be read or holds anything else.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text("utf-8")
+        if path.suffix.lower() != ".json":
+            return tuple(line.strip() for line in text.splitlines() if line.strip())
+        data = json.loads(text)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"labels file {path}: {error}") from error
+    if isinstance(data, dict):
+        data = data.get("id2label", data)
+    if isinstance(data, dict) and set(data) == {str(i) for i in range(len(data))}:
+        data = [data[str(i)] for i in range(len(data))]
+    if not isinstance(data, list) or not all(isinstance(name, str) for name in data):
+        raise ConfigError(f'labels file {path}: expected a JSON list of names or {{"0": name, "1": name, ...}}')
+    return tuple(data)

@@ -1,0 +1,98 @@
+"""Recognise a checkpoint's layout, rename its tensors, and say which model it is."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from refvit.errors import WeightsError
+from refvit.graph.ir import Array
+from refvit.models import architecture
+from refvit.vision.labels import check_labels, default_labels
+from refvit.vision.preprocess import Preprocess
+from refvit.weights.check import differences, require
+from refvit.weights.store import Weights, read_safetensors
+from weights_convert import mobilevit_timm
+from weights_convert.layout import Layout
+
+LAYOUTS = (mobilevit_timm.LAYOUT,)
+
+
+def convert(
+    state: Mapping[str, Array],
+    *,
+    model: str | None = None,
+    tag: str = "",
+    labels: Sequence[str] | None = None,
+    preprocess: Mapping[str, Any] | None = None,
+    source: Mapping[str, Any] | None = None,
+) -> Weights:
+    """Convert a checkpoint's tensors, name -> float array, into refvit's `Weights`.
+
+    model: the registry name, where it is to be asserted rather than found by the shapes
+    labels: names of the classes, in their order; default: ImageNet-1k's where there are 1000 classes, otherwise none
+    preprocess: replaces single fields of the layout's own evaluation transform
+    source: recorded in the result
+
+    WeightsError if no layout, or no model, fits exactly.
+    """
+    layout = _recognise(state)
+    params = layout.rename(state)
+    for name, a in params.items():
+        if a.dtype.kind != "f":
+            raise WeightsError(f"{name}: floating-point values expected, got {a.dtype}")
+    name, config = _identify(layout, params, model)
+    classes = config.num_classes
+    assumed = {"labels": "ImageNet-1k, assumed from 1000 classes"} if labels is None and classes == 1000 else {}
+    order = [n for n, _ in architecture(name).parameters(config)]
+    return Weights(
+        model=name,
+        tag=tag,
+        config=dataclasses.asdict(config),
+        preprocess=Preprocess.from_dict({**layout.preprocess, **(preprocess or {})}).to_dict(),
+        labels=default_labels(classes) if labels is None else check_labels(labels, classes),
+        source={"layout": layout.name, **assumed, **(source or {})},
+        params={n: np.ascontiguousarray(params[n]) for n in order},
+    )
+
+
+def convert_file(path: str | os.PathLike[str], **options: Any) -> Weights:
+    """Convert a safetensors file; the options are those of `convert`. The file's name and sha256 are recorded as its source."""
+    path = Path(path)
+    state, _ = read_safetensors(path)
+    with open(path, "rb") as f:
+        sha256 = hashlib.file_digest(f, "sha256").hexdigest()
+    source = {"file": path.name, "sha256": sha256, **options.pop("source", {})}
+    try:
+        return convert(state, source=source, **options)
+    except WeightsError as error:
+        raise WeightsError(f"{path}: {error}") from error
+
+
+def _recognise(state: Mapping[str, Array]) -> Layout:
+    found = [layout for layout in LAYOUTS if layout.matches(state)]
+    if len(found) == 1:
+        return found[0]
+    known = ", ".join(layout.name for layout in LAYOUTS)
+    few = ", ".join(list(state)[:3]) or "no tensors at all"
+    raise WeightsError(f"the layout is not one of {known}; the file has {len(state)} tensors: {few}, ...")
+
+
+def _identify(layout: Layout, params: Mapping[str, Array], model: str | None) -> tuple[str, Any]:
+    """The model whose parameters these are exactly, and its config. If none fits, the error compares with the nearest."""
+    overrides = layout.config(params)
+    if model is not None and model not in layout.models:
+        raise WeightsError(f"layout {layout.name} holds {', '.join(layout.models)}, not {model}")
+    found: list[tuple[int, str, Any]] = []
+    for name in (model,) if model else layout.models:
+        config = dataclasses.replace(architecture(name).config, **overrides)
+        found.append((len(differences(dict(architecture(name).parameters(config)), params)), name, config))
+    _, name, config = min(found, key=lambda f: f[0])
+    require(f"no {name} checkpoint", dict(architecture(name).parameters(config)), params)
+    return name, config
