@@ -3,14 +3,16 @@
     pip install torch torchvision timm safetensors pillow
     python train_cifar10.py cifar10.zip OUT [--epochs 60] [--init WEIGHTS.safetensors] [--compile]
 
-The archive holds `train/CLASS/*` and `test/CLASS/*` images of 32x32 pixels. After every epoch OUT.safetensors (averaged weights,
-timm names) and OUT.json (options, versions and accuracy by epoch) are replaced atomically, so the run can be stopped at any time.
-refvit itself needs none of this: the result is read by `weights_convert`.
+The archive holds `train/CLASS/*` and `test/CLASS/*` images of 32x32 pixels. After every epoch OUT.safetensors (averaged
+weights, timm names) and OUT.json (options, versions and accuracy by epoch) are replaced atomically, so the run can be stopped
+at any time. --epochs 0 only measures. refvit itself needs none of this: `weights_convert` reads the result.
 
 Matrix-shaped weights are trained with Muon (Jordan et al. 2024: momentum whose update is orthogonalised by a Newton-Schulz
-iteration), everything else with AdamW; one warm-up epoch, then a linear decay to zero; label smoothing 0.1; an exponential moving
-average of the weights. The up-sampling filter is drawn at random, so that the model does not depend on one.
+iteration), everything else with AdamW; one warm-up epoch, then a linear decay to zero; label smoothing 0.1; an exponential
+moving average of the weights. The up-sampling filter is drawn at random, so that the model does not depend on one; the test
+images are enlarged as refvit does it, by Pillow's bilinear filter.
 """
+
 import argparse
 import io
 import json
@@ -41,7 +43,7 @@ def read_split(path, split):
 
 
 def augment(x):
-    """Random crop after a reflected border of 4, flip, brightness and contrast within 20 %, a 9x9 hole of the mean colour."""
+    """Crop after a reflected border of 4, flip, brightness and contrast within 20 %, a 9x9 hole of the mean colour."""
     n = len(x)
     x = F.pad(x, (4, 4, 4, 4), mode="reflect")
     offset = torch.randint(0, 9, (n, 2))
@@ -62,6 +64,15 @@ def augment(x):
 def upsample(x, mode):
     corners = {} if mode == "nearest" else {"align_corners": False}
     return F.interpolate(x, size=SIZE, mode=mode, **corners).clamp(0, 1)
+
+
+def enlarge(images):
+    """uint8 (n, 3, 32, 32) -> uint8 (n, 3, SIZE, SIZE), as refvit's pre-processing does it."""
+    big = [
+        np.asarray(Image.fromarray(x).resize((SIZE, SIZE), Image.Resampling.BILINEAR))
+        for x in images.permute(0, 2, 3, 1).numpy()
+    ]
+    return torch.from_numpy(np.stack(big)).permute(0, 3, 1, 2)
 
 
 def orthogonalise(g):
@@ -94,19 +105,23 @@ class Muon(torch.optim.Optimizer):
 
 def optimizers(net):
     matrices = [p for n, p in net.named_parameters() if p.ndim > 1 and p.shape[1] > 3 and not n.startswith("head.")]
-    chosen = {id(p) for p in matrices}                    # the stem, depthwise kernels and the head stay with AdamW
+    chosen = {id(p) for p in matrices}  # the stem, depthwise kernels and the head stay with AdamW
     others = [p for p in net.parameters() if id(p) not in chosen]
-    adamw = torch.optim.AdamW([{"params": [p for p in others if p.ndim > 1], "weight_decay": 0.05},
-                               {"params": [p for p in others if p.ndim <= 1], "weight_decay": 0.0}], lr=2e-3)
+    adamw = torch.optim.AdamW(
+        [
+            {"params": [p for p in others if p.ndim > 1], "weight_decay": 0.05},
+            {"params": [p for p in others if p.ndim <= 1], "weight_decay": 0.0},
+        ],
+        lr=2e-3,
+    )
     return [Muon(matrices, lr=0.01), adamw]
 
 
 def evaluate(net, x, y):
     net.eval()
     with torch.inference_mode():
-        hits = sum(int((net(upsample(x[k:k + 500].float() / 255, "bicubic")).argmax(1) == y[k:k + 500]).sum())
-                   for k in range(0, len(x), 500))
-    return hits / len(x)
+        hits = [(net(x[k : k + 500].float() / 255).argmax(1) == y[k : k + 500]).sum() for k in range(0, len(x), 500)]
+    return int(sum(hits)) / len(x)
 
 
 def save(out, state, log):
@@ -130,6 +145,7 @@ def main():
     torch.manual_seed(0)
     x_train, y_train = read_split(args.archive, "train")
     x_test, y_test = read_split(args.archive, "test")
+    x_test = enlarge(x_test)
     net = timm.create_model("mobilevit_xxs", num_classes=len(CLASSES)).to(memory_format=torch.channels_last)
     average = timm.create_model("mobilevit_xxs", num_classes=len(CLASSES)).to(memory_format=torch.channels_last)
     if args.init:
@@ -140,15 +156,19 @@ def main():
     opts = optimizers(net)
     per_epoch = len(x_train) // args.batch
     total = args.epochs * per_epoch
-    schedule = [torch.optim.lr_scheduler.LambdaLR(
-        o, lambda i: min((i + 1) / per_epoch, max(0.0, (total - i) / (total - per_epoch)))) for o in opts]
+    schedule = [
+        torch.optim.lr_scheduler.LambdaLR(
+            o, lambda i: min((i + 1) / per_epoch, max(0.0, (total - i) / max(1, total - per_epoch)))
+        )
+        for o in opts
+    ]
     log = {"options": vars(args), "versions": {"torch": torch.__version__, "timm": timm.__version__}, "epochs": []}
     step = 0
     for epoch in range(args.epochs):
         net.train()
         start, order, loss_sum = time.time(), torch.randperm(len(x_train)), 0.0
         for k in range(per_epoch):
-            i = order[k * args.batch:(k + 1) * args.batch]
+            i = order[k * args.batch : (k + 1) * args.batch]
             mode = ("bilinear", "bicubic", "bicubic", "nearest")[int(torch.randint(0, 4, ()))]
             x = upsample(augment(x_train[i].float() / 255), mode).to(memory_format=torch.channels_last)
             loss = F.cross_entropy(forward(x), y_train[i], label_smoothing=0.1)
@@ -168,10 +188,18 @@ def main():
                         a.lerp_(b, 1 - keep)
                     else:
                         a.copy_(b)
-        log["epochs"].append({"epoch": epoch + 1, "loss": loss_sum / per_epoch, "test_top1": evaluate(average, x_test, y_test),
-                              "seconds": round(time.time() - start, 1)})
+        log["epochs"].append(
+            {
+                "epoch": epoch + 1,
+                "loss": loss_sum / per_epoch,
+                "test_top1": evaluate(average, x_test, y_test),
+                "seconds": round(time.time() - start, 1),
+            }
+        )
         print(log["epochs"][-1], flush=True)
         save(args.out, average.state_dict(), log)
+    log["final_test_top1"] = evaluate(average, x_test, y_test)
+    save(args.out, average.state_dict(), log)
 
 
 if __name__ == "__main__":

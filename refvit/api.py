@@ -62,12 +62,26 @@ def infer(
     >>> refvit.infer("cat.jpg").top(1)
     """
     if isinstance(model, Model):
-        given = {"weights": weights, "dtype": dtype, "device": device, "threads": threads, "labels": labels, **preprocess}
+        given = {
+            "weights": weights,
+            "dtype": dtype,
+            "device": device,
+            "threads": threads,
+            "labels": labels,
+            **preprocess,
+        }
         if surplus := [k for k, v in given.items() if v is not None] + ["backend"] * (backend != "auto"):
             raise ConfigError(f"infer: {', '.join(surplus)} cannot be changed on a loaded model; give them to refvit.load")
         ready = model
     else:
-        options = {"backend": backend, "dtype": dtype, "device": device, "threads": threads, "labels": labels, **preprocess}
+        options = {
+            "backend": backend,
+            "dtype": dtype,
+            "device": device,
+            "threads": threads,
+            "labels": labels,
+            **preprocess,
+        }
         ready = _recent_model(model, weights, options)
     if ready.name == DEFAULT:
         _say_once()
@@ -100,7 +114,9 @@ def load(
     if device not in (None, "cpu"):
         raise ConfigError(f'device: None or "cpu" expected, got {device!r}; no backend here has another device')
     if threads is not None:
-        raise ConfigError("threads: the numpy backend uses as many as its BLAS library; set OPENBLAS_NUM_THREADS before starting")
+        raise ConfigError(
+            "threads: the numpy backend uses as many as its BLAS library; set OPENBLAS_NUM_THREADS before starting"
+        )
     found = _find_weights(model, weights)
     if preprocess:
         fields = Preprocess.from_dict(found.preprocess).replace(**preprocess).to_dict()
@@ -121,8 +137,12 @@ def _find_weights(model: str | None, weights: WeightsSource | None) -> Weights:
         if model in EMBEDDED:
             return load_embedded(model)
         if tag:
-            raise UnknownModelError(f"no weights {model!r} here; those with refvit are {', '.join(EMBEDDED)}, others are weights=FILE")
-        raise WeightsError(f"{model}: no weights given; weights=FILE (safetensors), or one of {', '.join(EMBEDDED)} without a file")
+            raise UnknownModelError(
+                f"no weights {model!r} here; those with refvit are {', '.join(EMBEDDED)}, others are weights=FILE"
+            )
+        raise WeightsError(
+            f"{model}: no weights given; weights=FILE (safetensors), or one of {', '.join(EMBEDDED)} without a file"
+        )
     if isinstance(weights, Mapping):
         from weights_convert import convert
 

@@ -71,7 +71,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"refvit {refvit.__version__}")
     verbs = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    infer = verbs.add_parser("infer", help="what is in these images", description="What is in these images? Best classes first.")
+    infer = verbs.add_parser(
+        "infer", help="what is in these images", description="What is in these images? Best classes first."
+    )
     infer.set_defaults(run=_infer)
     infer.add_argument("images", nargs="+", metavar="IMAGE", help="file, folder, glob pattern or (with --allow-url) URL")
     infer.add_argument("--model", metavar="NAME", help="see `refvit models`; default: the embedded mobilevit_xxs.cifar10")
@@ -79,7 +81,9 @@ def _parser() -> argparse.ArgumentParser:
     infer.add_argument("--labels", metavar="FILE", help="names of the classes: one a line, or JSON")
     infer.add_argument("--top", type=_positive, default=5, metavar="K", help="how many classes to show (default 5)")
     infer.add_argument("--json", action="store_true", help="one line of JSON an image")
-    infer.add_argument("--save", metavar="OUT", help="image with its top classes (.png .jpg .webp) or data (.json); a folder for many")
+    infer.add_argument(
+        "--save", metavar="OUT", help="image with its top classes (.png .jpg .webp) or data (.json); a folder for many"
+    )
     infer.add_argument("--backend", default="auto", help="see `refvit info` (default auto)")
     infer.add_argument("--dtype", metavar="DTYPE", help="float32 (default) or float64")
     infer.add_argument("--batch-size", type=_positive, metavar="N", help="images computed at once, for many (default 8)")
@@ -101,7 +105,9 @@ def _parser() -> argparse.ArgumentParser:
     summary = verbs.add_parser("summary", help="parameters and MACs of a model, by block")
     summary.set_defaults(run=_summary)
     summary.add_argument("model", metavar="NAME", help="see `refvit models`; no weights are needed")
-    summary.add_argument("--size", type=_size, metavar="PIXELS", help="input size, a square or HEIGHTxWIDTH (default: as published)")
+    summary.add_argument(
+        "--size", type=_size, metavar="PIXELS", help="input size, a square or HEIGHTxWIDTH (default: as published)"
+    )
     summary.add_argument("--batch-size", type=_positive, default=1, metavar="N", help="images at once (default 1)")
     summary.add_argument("--depth", type=_positive, default=1, help="how far blocks are opened (default 1)")
     summary.add_argument("--graph", action="store_true", help="print every node instead")
@@ -117,9 +123,7 @@ def _parser() -> argparse.ArgumentParser:
 def _infer(args: argparse.Namespace) -> int:
     names = ("resize", "crop", "interpolation", "mean", "std", "channel_order")
     overrides = {n: v for n in names if (v := getattr(args, n)) is not None}
-    model = refvit.load(
-        args.model, args.weights, backend=args.backend, dtype=args.dtype, labels=args.labels, **overrides
-    )
+    model = refvit.load(args.model, args.weights, backend=args.backend, dtype=args.dtype, labels=args.labels, **overrides)
     if model.name == DEFAULT:
         _say(NOTICE)
     many, results = _results(model, args)
@@ -136,6 +140,7 @@ def _infer(args: argparse.Namespace) -> int:
         if result.error is not None:
             _say(f"error: {result.error}")
             continue
+        assert result.picture is not None
         for note in result.picture.notes:
             _say(f"{result.source}: {note}")
         if args.save:

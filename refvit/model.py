@@ -17,8 +17,9 @@ from refvit.graph.cost import Summary, summarise
 from refvit.graph.ir import Array, Graph, Shape, ShapeOnly, dims
 from refvit.graph.trace import trace
 from refvit.models import architecture
-from refvit.vision.intake import Picture, expand, read
+from refvit.vision.intake import expand, read
 from refvit.vision.labels import check_labels
+from refvit.vision.pixels import Picture
 from refvit.vision.preprocess import Preprocess
 from refvit.vision.result import Result
 from refvit.weights.check import require
@@ -62,14 +63,15 @@ class Model:
         Classification gives logits (n, classes). ShapeError or ConfigError say what is wrong with x.
         """
         x = self._check(x)
-        outputs = self._executable(x.shape)(x)
+        outputs: dict[str, Array] = self._executable(x.shape)(x)
         return outputs["output"] if list(outputs) == ["output"] else outputs
 
     def intermediates(self, x: Array, keep: str = "*") -> dict[str, Array]:
         """Every value whose name matches the wildcard pattern `keep`, in the order of execution, for x (n, 3, h, w).
 
         Names are module paths: "stages.2.1.transformer.0.attn" is what that module returns, "...attn.softmax" the attention
-        weights. The values come from the NumPy definitions in the model's dtype, whatever the backend. ConfigError if nothing matches.
+        weights. The values come from the NumPy definitions in the model's dtype, whatever the backend. ConfigError if nothing
+        matches.
         """
         x = self._check(x)
         graph = self.graph(x.shape, expand=True)
@@ -149,8 +151,8 @@ class Model:
             what = f"{x.dtype} array" if isinstance(x, np.ndarray) else type(x).__name__
             raise ConfigError(f"{self.name}: a floating-point ndarray (n, 3, h, w) expected, got {what}; for images use .infer")
         _check_shape(x.shape)
-        if not np.isfinite(x).all():
-            raise ConfigError(f"{self.name}: the input holds NaN or infinite values ({np.count_nonzero(~np.isfinite(x))} of {x.size})")
+        if bad := x.size - np.count_nonzero(np.isfinite(x)):
+            raise ConfigError(f"{self.name}: {bad} of the {x.size} input values are NaN or infinite; finite ones expected")
         return x.astype(self.dtype, copy=False)
 
     def _compile(self, shape: Shape) -> Any:
@@ -158,7 +160,7 @@ class Model:
 
 
 def architecture_graph(name: str, size: tuple[int, int] | None = None, batch: int = 1) -> Graph:
-    """The graph of a registered model without any weights, for counting and drawing; size (h, w) defaults to the published one."""
+    """The graph of a registered model without any weights, to count or draw; size (h, w) defaults to the published one."""
     arch = architecture(name)
     shape = (batch, 3, *(size or arch.input_size))
     params = {n: ShapeOnly(s) for n, s in arch.parameters(arch.config)}
@@ -177,7 +179,8 @@ def config_from_dict(cls: type, values: Mapping[str, Any]) -> Any:
 
 def _check_shape(shape: Shape) -> Shape:
     if len(shape) != 4 or shape[1] != 3 or min(shape) < 1:
-        raise ShapeError(f"input: (n, 3, h, w) with at least one image and one pixel expected, got {dims(shape) or 'a scalar'}")
+        given = dims(shape) or "a scalar"
+        raise ShapeError(f"input: (n, 3, h, w) with at least one image and one pixel expected, got {given}")
     return shape
 
 
@@ -185,5 +188,3 @@ def _source_name(source: Any) -> str:
     if isinstance(source, (bytes, bytearray, memoryview)):
         return "<bytes>"
     return "<array>" if isinstance(source, np.ndarray) else str(source)
-
-

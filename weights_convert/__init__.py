@@ -1,8 +1,8 @@
 """Converters from the layouts of public checkpoints to refvit's own weights files.
 
 A layout is recognised by its exact keys or refused. Every key of the source is used exactly once and every tensor of the model
-is filled; otherwise the error lists what is missing, unexpected or of another shape. Nothing is run, and nothing is guessed: what
-a layout implies about channel order or pre-processing is written into the result.
+is filled; otherwise the error lists what is missing, unexpected or of another shape. Nothing is run, and nothing is guessed:
+what a layout implies about channel order or pre-processing is written into the result.
 """
 
 from weights_convert.convert import convert, convert_file

@@ -24,8 +24,8 @@ class Layout:
     """A family's names as one project publishes them.
 
     `signature` keys are in every checkpoint of the layout and together in no other. `rules` are tried in order; the first that
-    matches a key decides. `config` reads from the renamed tensors what the architecture leaves open (the number of classes), and
-    `preprocess` is the evaluation transform that goes with the published weights.
+    matches a key decides. `config` reads from the renamed tensors what the architecture leaves open (the number of classes),
+    and `preprocess` is the evaluation transform that goes with the published weights.
     """
 
     name: str

@@ -1,7 +1,7 @@
 """The graph that every backend reads: frozen static single assignment over named values.
 
-`Op` is an entry of the vocabulary (filled by `graph.trace.op`), `Node` one application of it, `Graph` a whole model at one input
-shape. A graph is dtype-free: all its values have the dtype it is run in. Passes build new graphs and never change one.
+`Op` is an entry of the vocabulary (filled by `graph.trace.op`), `Node` one application of it, `Graph` a whole model at one
+input shape. A graph is dtype-free: all its values have the dtype it is run in. Passes build new graphs and never change one.
 """
 
 from __future__ import annotations

@@ -114,7 +114,7 @@ class Trace:
         return Tensor(self, name, shape)
 
     def _base(self, op: Op, tensors: tuple[Any, ...]) -> str:
-        """The module path of the op's weights; without weights, or when the block is that module, the block's path and the op."""
+        """The module path of the op's weights; without weights, or where that is the block itself, block path and op."""
         weight = next((t.name for t in tensors if t is not None and t.name in self.params), "")
         module = weight.rpartition(".")[0]
         return module if module and module != self.scope else self._join(op.name)
@@ -155,9 +155,7 @@ def op(
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         parameters = inspect.signature(function).parameters.values()
-        names = [
-            f"*{p.name}" if p.kind is p.VAR_POSITIONAL else p.name for p in parameters if p.kind is not p.KEYWORD_ONLY
-        ]
+        names = [f"*{p.name}" if p.kind is p.VAR_POSITIONAL else p.name for p in parameters if p.kind is not p.KEYWORD_ONLY]
         defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is not p.empty}
         entry = Op(function.__name__, function, shape, macs, tuple(names), defaults, composite)
         OPS[entry.name] = entry
@@ -204,7 +202,7 @@ def block(function: Callable[P, R]) -> Callable[P, R]:
             if trace:
                 trace.scope = outer
         if trace and p.path and type(y) is Tensor:
-            trace.aliases[p.path] = y.name
+            trace.aliases[p.path] = y.name  # type: ignore[attr-defined]
         return y
 
     return call
@@ -222,7 +220,6 @@ def trace(
     x = state.input("input", shape)
     symbolic = Params({name: Tensor(state, name, tuple(p.shape)) for name, p in params.items()})
     y = function(x, symbolic, **config)
-    results = y if isinstance(y, dict) else {"output": y}
-    outputs = {name: value.name for name, value in results.items()}
+    results: dict[str, Tensor] = y if isinstance(y, dict) else {"output": y}
+    outputs: dict[str, str] = {name: value.name for name, value in results.items()}
     return Graph(state.inputs, params, state.nodes, outputs, state.aliases).verify()
-

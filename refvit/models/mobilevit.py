@@ -1,7 +1,7 @@
 """MobileViT (Mehta & Rastegari 2021, arXiv:2110.02178), version 1: convolutions for what is near, transformers for what is far.
 
 The file reads from small to large: a convolution with its norm, the inverted residual, one transformer layer, the MobileViT
-block, the network. Parameter names are timm's. Source of every fact: apple/ml-cvnets v0.1, checked against timm and transformers.
+block, the network. Parameter names are timm's. Facts are those of apple/ml-cvnets v0.1, checked against timm and transformers.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def conv_norm_act(x: Array, p: Params, *, eps: float, act: bool = True, stride: 
 
 @block
 def inverted_residual(x: Array, p: Params, *, stride: int, eps: float) -> Array:
-    """MobileNetV2's block: expand, filter each channel on its own, project without activation (Sandler et al. 2018, fig. 4d)."""
+    """MobileNetV2's block: expand, filter each channel on its own, project linearly (Sandler et al. 2018, figure 4d)."""
     y = conv_norm_act(x, p["conv1_1x1"], eps=eps)  # (n, hidden, h, w)
     y = conv_norm_act(y, p["conv2_kxk"], eps=eps, stride=stride, groups=y.shape[1])
     y = conv_norm_act(y, p["conv3_1x1"], eps=eps, act=False)  # (n, k, h / stride, w / stride)
@@ -83,7 +83,7 @@ def inverted_residual(x: Array, p: Params, *, stride: int, eps: float) -> Array:
 
 @block
 def self_attention(x: Array, p: Params, *, num_heads: int) -> Array:
-    """Multi-head self-attention. x (n, l, d) -> (n, l, d); rows of qkv are all queries, then keys, then values, head by head."""
+    """Multi-head self-attention. x (n, l, d) -> same; rows of qkv are all queries, then keys, then values, head by head."""
     n, l, d = x.shape
     qkv = linear(x, **p["qkv"]).reshape(n, l, 3, num_heads, d // num_heads).transpose(2, 0, 3, 1, 4)
     q, k, v = qkv[0], qkv[1], qkv[2]  # each (n, heads, l, d / heads)

@@ -51,7 +51,7 @@ def _gelu_shape(x: HasShape, *, approximate: str) -> Shape:
 def gelu(x: Array, *, approximate: str) -> Array:
     """As torch.nn.GELU(approximate=...) (Hendrycks & Gimpel 2016). Any shape.
 
-    "none": x * Phi(x), Phi the Gaussian distribution function, which has no cancellation where 1 + erf(x / sqrt 2) loses digits.
+    "none": x * Phi(x), Phi the Gaussian distribution function; it does not cancel where 1 + erf(x / sqrt 2) loses digits.
     "tanh": 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))). The two differ by up to 4.7e-4.
     """
     if approximate == "none":

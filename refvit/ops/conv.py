@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -29,8 +30,8 @@ def _borders(padding: Padding) -> tuple[tuple[int, int], tuple[int, int]]:
     """((top, bottom), (left, right))"""
     if isinstance(padding, Sequence) and isinstance(padding[0], Sequence):
         top_bottom, left_right = padding
-        return _pair("padding", top_bottom, 0), _pair("padding", left_right, 0)  # type: ignore[arg-type]
-    rows, columns = _pair("padding", padding, 0)  # type: ignore[arg-type]
+        return _pair("padding", top_bottom, 0), _pair("padding", left_right, 0)
+    rows, columns = _pair("padding", padding, 0)
     return (rows, rows), (columns, columns)
 
 
@@ -58,8 +59,8 @@ def _conv2d_shape(
     return n, k, p, q
 
 
-def _conv2d_macs(x: HasShape, weight: HasShape, bias: HasShape | None = None, **attrs: object) -> int:
-    n, _, p, q = _conv2d_shape(x, weight, bias, **attrs)  # type: ignore[arg-type]
+def _conv2d_macs(x: HasShape, weight: HasShape, bias: HasShape | None = None, **attrs: Any) -> int:
+    n, _, p, q = _conv2d_shape(x, weight, bias, **attrs)
     return n * p * q * math.prod(weight.shape)
 
 

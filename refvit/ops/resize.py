@@ -11,9 +11,7 @@ from refvit.graph.trace import op
 MODES = ("nearest", "bilinear", "bicubic")
 
 
-def _resize_shape(
-    x: HasShape, *, size: tuple[int, int], mode: str, align_corners: bool, antialias: bool = False
-) -> Shape:
+def _resize_shape(x: HasShape, *, size: tuple[int, int], mode: str, align_corners: bool, antialias: bool = False) -> Shape:
     if len(x.shape) != 4 or min(x.shape[2:]) < 1:
         raise ShapeError(f"resize: a map (n, c, h, w) of at least 1x1 expected, got {x.shape}")
     if len(size) != 2 or min(size) < 1:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from refvit.errors import ConfigError, ImageError
-from refvit.vision.intake import MAX_PIXELS, check_array
+from refvit.vision.pixels import MAX_PIXELS, check_array
 
 FILTERS = {
     "nearest": Image.Resampling.NEAREST,
@@ -157,9 +157,7 @@ def _size(name: str, given: object) -> int | tuple[int, int] | None:
     values = list(given) if isinstance(given, (tuple, list)) else [given]
     whole = [int(v) for v in values if isinstance(v, (int, np.integer)) and not isinstance(v, bool) and v > 0]
     if len(whole) != len(values) or len(values) != (2 if pair else 1):
-        raise ConfigError(
-            f"Preprocess.{name}: {given!r} given, expected a size above 0, a pair (height, width), or None"
-        )
+        raise ConfigError(f"Preprocess.{name}: {given!r} given, expected a size above 0, a pair (height, width), or None")
     if math.prod(whole if pair else whole * 2) > MAX_PIXELS:
         raise ConfigError(f"Preprocess.{name}: {given!r} given, expected at most {MAX_PIXELS} pixels in all")
     return (whole[0], whole[1]) if pair else whole[0]

@@ -16,7 +16,7 @@ import numpy as np
 from refvit.errors import ConfigError, RefvitError
 from refvit.files import write_atomic
 from refvit.graph.ir import Array
-from refvit.vision.intake import Picture
+from refvit.vision.pixels import Picture
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -27,7 +27,7 @@ class Prediction(NamedTuple):
 
     label: str | None
     probability: float
-    index: int
+    index: int  # type: ignore[assignment]  # tuple has a method of this name
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +63,7 @@ class Result:
         return self.logits.astype(np.float64)
 
     def top(self, k: int = 5) -> list[Prediction]:
-        """The k most probable classes, best first; equal ones in the order of their index. Raises `error` if the image failed."""
+        """The k most probable classes, best first, ties by index. Raises `error` if the image failed."""
         if k < 1:
             raise ConfigError(f"top: at least 1 class expected, got k={k}")
         order = np.argsort(-self.probabilities, kind="stable")[:k]
@@ -85,7 +85,7 @@ class Result:
     def save(self, path: str | os.PathLike[str], k: int = 5) -> Path:
         """Write the answer: a picture for .png, .jpg or .webp, the data for .json. A file is written whole or not at all.
 
-        ConfigError for another suffix; whatever the file system raises; `error` if the image failed and a picture was asked for.
+        ConfigError for another suffix, OSError from the file system, `error` if a picture of a failed image was asked for.
         """
         path = Path(path)
         suffix = path.suffix.lower()

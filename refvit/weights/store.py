@@ -28,7 +28,7 @@ DTYPES = ("float16", "float32", "float64")
 
 @dataclass(frozen=True)
 class Weights:
-    """A converted checkpoint. `params` are read-only arrays in canonical names; `labels` is None where nothing names the classes."""
+    """A converted checkpoint. `params` are read-only arrays in canonical names; `labels` is None without class names."""
 
     model: str  # name in the registry
     tag: str  # what follows the dot: mobilevit_xxs.cifar10

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
 from refvit.errors import ImageError
-from refvit.vision import intake
+from refvit.vision import download, pixels
 from refvit.vision.intake import expand, read
 
 RNG = np.random.default_rng(0)
@@ -38,13 +38,7 @@ def png(width, height, depth, colour, rows, extra=b""):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + extra
-        + chunk(b"IDAT", zlib.compress(rows))
-        + chunk(b"IEND", b"")
-    )
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + extra + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
 def message(source, **options):
@@ -160,9 +154,7 @@ def test_modes_by_hand():
 
 def test_lab():
     lab = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-    image = ImageCms.applyTransform(
-        Image.new("RGB", (1, 1), (200, 60, 30)), ImageCms.buildTransform(*lab[::-1], "RGB", "LAB")
-    )
+    image = ImageCms.applyTransform(Image.new("RGB", (1, 1), (200, 60, 30)), ImageCms.buildTransform(*lab[::-1], "RGB", "LAB"))
     assert image.mode == "LAB"
     np.testing.assert_allclose(read(image).pixels[0, 0], (200, 60, 30), atol=3)
 
@@ -312,7 +304,7 @@ def test_paths_that_are_no_image(tmp_path):
     told = message(text)
     assert "text.png" in told
     assert "not an image" in told
-    assert all(format in told for format in intake.FORMATS)
+    assert all(format in told for format in pixels.FORMATS)
     assert "cannot be opened" in message("nul\0byte.png")
     assert "folder" not in message("line\nbreak.png")
     assert "device" in message("/dev/null")
@@ -366,12 +358,12 @@ def test_limits(monkeypatch, tmp_path):
     limit = Image.MAX_IMAGE_PIXELS
     path = tmp_path / "a.png"
     path.write_bytes(data := encode(PIXELS, "PNG"))
-    monkeypatch.setattr(intake, "MAX_PIXELS", 35)
+    monkeypatch.setattr(pixels, "MAX_PIXELS", 35)
     assert read(path).pixels.size == 105
-    monkeypatch.setattr(intake, "MAX_PIXELS", 34)
+    monkeypatch.setattr(pixels, "MAX_PIXELS", 34)
     for source in (path, data, PIXELS, Image.fromarray(PIXELS)):
         assert "7 x 5" in message(source)
-    monkeypatch.setattr(intake, "MAX_BYTES", len(data) - 1)
+    monkeypatch.setattr(pixels, "MAX_BYTES", len(data) - 1)
     assert f"{len(data)} bytes" in message(path)
     assert f"{len(data)} bytes" in message(data)
     assert limit == Image.MAX_IMAGE_PIXELS
@@ -379,7 +371,7 @@ def test_limits(monkeypatch, tmp_path):
 
 def test_a_huge_file_is_refused_without_reading_it(tmp_path):
     with open(tmp_path / "sparse.tif", "wb") as file:
-        file.truncate(intake.MAX_BYTES + 1)
+        file.truncate(pixels.MAX_BYTES + 1)
     assert "bytes" in message(tmp_path / "sparse.tif")
 
 
@@ -515,10 +507,10 @@ def test_urls(server, monkeypatch):
     assert "cannot be downloaded" in message(server + "/to-file", allow_url=True)
     assert "ftp" in message(server + "/to-ftp", allow_url=True)
     assert "of 1000 bytes" in message(server + "/short", allow_url=True)
-    monkeypatch.setattr(intake, "MAX_URL_BYTES", 2**16)
+    monkeypatch.setattr(download, "MAX_URL_BYTES", 2**16)
     for path in ("/large", "/endless"):
         assert "more than 65536 bytes" in message(server + path, allow_url=True)
-    monkeypatch.setattr(intake, "URL_SECONDS", 0.2)
+    monkeypatch.setattr(download, "URL_SECONDS", 0.2)
     for path in ("/hang", "/trickle"):
         start = time.perf_counter()
         assert "cannot be downloaded" in message(server + path, allow_url=True)

@@ -174,9 +174,7 @@ def test_no_resize_keeps_every_value():
 def test_channel_order_turns_before_the_mean():
     image = np.array([[[255, 51, 0]]], np.uint8)
     bgr = {**PLAIN, "resize": None, "channel_order": "bgr", "mean": (0.5, 0.25, 0.75), "std": (0.5, 0.25, 0.125)}
-    np.testing.assert_allclose(
-        Preprocess(**bgr)(image)[:, 0, 0], [-1, (0.2 - 0.25) / 0.25, (1 - 0.75) / 0.125], rtol=1e-6
-    )
+    np.testing.assert_allclose(Preprocess(**bgr)(image)[:, 0, 0], [-1, (0.2 - 0.25) / 0.25, (1 - 0.75) / 0.125], rtol=1e-6)
 
 
 def test_enlarge_comes_after_the_crop():
@@ -242,16 +240,8 @@ def test_replace():
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        *[
-            (field, v)
-            for field in ("resize", "crop", "enlarge")
-            for v in (0, -3, 2.5, True, "224", (1, 2, 3), (4, 0), 2**16)
-        ],
-        *[
-            (field, v)
-            for field in ("mean", "std")
-            for v in (0.5, (1, 1), (1, 1, math.nan), (1, 1, math.inf), ("1",) * 3, None)
-        ],
+        *[(field, v) for field in ("resize", "crop", "enlarge") for v in (0, -3, 2.5, True, "224", (1, 2, 3), (4, 0), 2**16)],
+        *[(field, v) for field in ("mean", "std") for v in (0.5, (1, 1), (1, 1, math.nan), (1, 1, math.inf), ("1",) * 3, None)],
         ("std", (1, 0, 1)),
         ("std", (1, -1, 1)),
         ("interpolation", "cubic"),

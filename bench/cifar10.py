@@ -1,0 +1,76 @@
+"""Accuracy of the embedded model on CIFAR-10's test split, through refvit from the image files to the answer.
+
+    python bench/cifar10.py cifar10.zip [--weights FILE] [--limit N] [--out bench/results/cifar10.json]
+
+The archive holds test/CLASS/* image files. With --weights, another safetensors file (timm's layout or refvit's) is measured
+with the embedded model's pre-processing: the training run's own float32 weights, to see what float16 storage costs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import time
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import refvit
+
+
+def read_test(archive: str, limit: int | None) -> tuple[list[str], Iterator[bytes]]:
+    """Class names and image files of the test split; with a limit, evenly spread over it."""
+    files = zipfile.ZipFile(archive)
+    names = sorted(n for n in files.namelist() if n.startswith("test/") and not n.endswith("/"))
+    if limit:
+        names = names[:: max(1, len(names) // limit)][:limit]
+    return [n.split("/")[1] for n in names], (files.read(n) for n in names)
+
+
+def measure(model: refvit.Model, archive: str, limit: int | None) -> dict[str, Any]:
+    classes, images = read_test(archive, limit)
+    start, hits, by_class = time.perf_counter(), 0, dict.fromkeys(sorted(set(classes)), 0)
+    for truth, result in zip(classes, model.infer(images, batch_size=64), strict=True):
+        hits += result.label == truth
+        by_class[truth] += result.label == truth
+    seconds = time.perf_counter() - start
+    counts = {c: classes.count(c) for c in by_class}
+    return {
+        "model": model.name,
+        "images": len(classes),
+        "top1": hits / len(classes),
+        "top1_by_class": {c: by_class[c] / counts[c] for c in by_class},
+        "seconds": round(seconds, 1),
+        "provenance": model.infer(np.zeros((32, 32, 3), np.uint8)).provenance,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("archive")
+    parser.add_argument("--weights")
+    parser.add_argument("--limit", type=int)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+
+    embedded = refvit.load("mobilevit_xxs.cifar10")
+    runs = {"embedded": embedded}
+    if args.weights:
+        fields = embedded.preprocess.to_dict()
+        runs["weights"] = refvit.load("mobilevit_xxs.float32", args.weights, labels=embedded.labels, **fields)
+    report = {"machine": {"platform": platform.platform(), "python": platform.python_version(), "processors": os.cpu_count()}}
+    for name, model in runs.items():
+        report[name] = measure(model, args.archive, args.limit)
+        print(f"{name}: top-1 {report[name]['top1']:.4f} of {report[name]['images']} in {report[name]['seconds']} s")
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
