@@ -46,10 +46,10 @@ def total_cost(graph: Graph) -> Cost:
 def block_of(node: Node, depth: int) -> str:
     """The outer block that a node belongs to: the first `depth` names of its path, each with the indices that follow it.
 
-    A node in stages.2.1.transformer.0.attn belongs to stages.2.1 at depth 1, to stages.2.1.transformer.0 at depth 2.
+    stages.2.1.transformer.0.attn.qkv belongs to stages.2.1 at depth 1, to stages.2.1.transformer.0 at depth 2.
     """
     parts: list[str] = []
-    for part in (node.scope or node.name).split("."):
+    for part in node.name.split("."):
         depth -= not part.isdigit()
         if depth < 0:
             break

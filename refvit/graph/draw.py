@@ -7,7 +7,7 @@ from html import escape
 from refvit.graph.cost import Cost, block_costs, block_of
 from refvit.graph.ir import Graph, dims
 
-WIDTH, HEIGHT, GAP, LEFT = 330, 46, 22, 24
+WIDTH, HEIGHT, GAP, LEFT = 390, 46, 22, 24
 
 
 def block_edges(graph: Graph, depth: int) -> list[tuple[str, str]]:
@@ -64,7 +64,7 @@ def _lanes(spans: list[tuple[int, int]]) -> list[int]:
     """For edges (from row, to row): the innermost lane on the right in which each meets no other."""
     taken: list[list[tuple[int, int]]] = []
     lanes = []
-    for a, b in spans:
+    for a, b in map(sorted, spans):
         lane = next((i for i, used in enumerate(taken) if all(b <= c or d <= a for c, d in used)), len(taken))
         if lane == len(taken):
             taken.append([])
@@ -91,4 +91,4 @@ def _box(row: int, title: str, detail: str, fill: str) -> str:
 
 
 def _detail(c: Cost) -> str:
-    return f"{dims(c.shape)}   {c.params:,} parameters   {c.macs / 1e6:.1f} M MACs"
+    return f"{dims(c.shape)} | {c.params:,} parameters | {c.macs / 1e6:,.1f} M MACs"

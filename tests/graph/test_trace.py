@@ -76,7 +76,8 @@ def test_names():
     graph = graph_of_network()
     assert list(graph.nodes) == NODES
     assert graph.aliases == {
-        "stem": "stem.bn.relu", "stem.bn": "stem.bn.relu", "last": "last.bn.batch_norm", "last.bn": "last.bn.batch_norm",
+        "stem": "stem.bn.relu", "stem.bn": "stem.bn.relu",
+        "last": "last.bn.batch_norm", "last.bn": "last.bn.batch_norm",
         "layers.0.mlp": "layers.0.mlp.fc2", "layers.0": "layers.0.scale_1",
         "layers.1.mlp": "layers.1.mlp.fc2", "layers.1": "layers.1.scale_1",
     }  # fmt: skip
@@ -89,7 +90,8 @@ def test_names():
 def test_names_in_execution_order_with_the_blocks_they_end():
     names = graph_of_network().names()
     assert list(names)[:9] == [
-        "stem.conv", "stem.bn.batch_norm", "stem.bn.relu", "stem.bn", "stem", "last.conv", "last.bn.batch_norm", "last.bn", "last",
+        "stem.conv", "stem.bn.batch_norm", "stem.bn.relu", "stem.bn", "stem",
+        "last.conv", "last.bn.batch_norm", "last.bn", "last",
     ]  # fmt: skip
     assert names["stem"] == "stem.bn.relu" and names["layers.1"] == "layers.1.scale_1" and names["head"] == "head"
     identity = block(lambda x, p: x)
@@ -170,30 +172,30 @@ def test_matmul_and_unpacking():
     np.testing.assert_array_equal(compile_graph(graph)(x)["output"], x[0] @ x[1].T)
 
 
-@pytest.mark.parametrize(
-    "function",
-    [
-        lambda x, p: np.exp(x),
-        lambda x, p: np.maximum(x, 0),
-        lambda x, p: np.concatenate([x, x]),
-        lambda x, p: np.mean(x),
-        lambda x, p: np.asarray(x),
-        lambda x, p: ops.relu(x) if x else x,
-        lambda x, p: ops.relu(x) if not x else x,
-        lambda x, p: x + np.ones((2, 3)),
-        lambda x, p: np.ones((2, 3)) + x,
-        lambda x, p: x * np.ones((2, 3)),
-        lambda x, p: np.ones((2, 3)) * x,
-        lambda x, p: x @ np.ones((3, 2)),
-        lambda x, p: np.ones((4, 2)) @ x,
-        lambda x, p: ops.add(np.ones((2, 3)), x),
-        lambda x, p: ops.linear(x, np.ones((4, 3)), p["bias"]),
-        lambda x, p: x + 1.0,
-    ],
-)
-def test_what_a_graph_cannot_hold_is_a_trace_error(function):
+CANNOT = {
+    "exp": lambda x, p: np.exp(x),
+    "maximum": lambda x, p: np.maximum(x, 0),
+    "concatenate": lambda x, p: np.concatenate([x, x]),
+    "mean": lambda x, p: np.mean(x),
+    "asarray": lambda x, p: np.asarray(x),
+    "if": lambda x, p: ops.relu(x) if x else x,
+    "not": lambda x, p: not x,
+    "tensor + array": lambda x, p: x + np.ones((2, 3)),
+    "array + tensor": lambda x, p: np.ones((2, 3)) + x,
+    "tensor * array": lambda x, p: x * np.ones((2, 3)),
+    "array * tensor": lambda x, p: np.ones((2, 3)) * x,
+    "tensor @ array": lambda x, p: x @ np.ones((3, 2)),
+    "array @ tensor": lambda x, p: np.ones((4, 2)) @ x,
+    "add": lambda x, p: ops.add(np.ones((2, 3)), x),
+    "weight": lambda x, p: ops.linear(x, np.ones((4, 3)), p["bias"]),
+    "tensor + number": lambda x, p: x + 1.0,
+}
+
+
+@pytest.mark.parametrize("what", CANNOT)
+def test_what_a_graph_cannot_hold_is_a_trace_error(what):
     with pytest.raises(TraceError):
-        trace(function, (2, 3), {"bias": ShapeOnly((4,))})
+        trace(CANNOT[what], (2, 3), {"bias": ShapeOnly((4,))})
 
 
 def test_missing_parameter():
@@ -325,8 +327,8 @@ BROKEN = [
     (lambda: with_node("a", inputs=("a",)), "a: reads 'a', which is not computed before it"),
     (lambda: with_node(inputs=("a", "w")), r"b: linear takes the tensors \('x', 'weight', 'bias'\), got \('a', 'w'\)"),
     (lambda: with_node(inputs=("a", "w", "x")), "b: linear: weight .* needs a bias"),
-    (lambda: with_node(inputs=("a", None, None)), "b: "),
-    (lambda: with_node(inputs=(None, "w", None)), "b: "),
+    (lambda: with_node(inputs=("a", None, None)), "b: .*"),  # a required tensor is left out
+    (lambda: with_node(inputs=(None, "w", None)), "b: .+"),
     (lambda: with_node(attrs={"eps": 1.0}), "b: .*unexpected keyword argument 'eps'"),
     (lambda: with_node("a", op="softmax"), "a: .*'axis'"),
     (lambda: with_node(shape=(2, 5)), r"b: linear gives shape \(2, 4\), the node says \(2, 5\)"),
@@ -394,5 +396,5 @@ def test_interpreter_refuses_other_inputs():
     run = compile_graph(graph_of_network())
     with pytest.raises(GraphError, match=r"\(2, 3, 6, 6\), got \(1, 3, 6, 6\)"):
         run(np.zeros((1, 3, 6, 6), np.float32))
-    with pytest.raises(GraphError, match=r"stem.conv: .*float16 expected"):
+    with pytest.raises(GraphError, match="float16 expected"):
         run(np.zeros((2, 3, 6, 6), np.float16))

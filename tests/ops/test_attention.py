@@ -40,7 +40,7 @@ def test_attention(q_shape, k_shape, v_shape, scale, dtype):
     assert got.dtype == dtype and got.shape == want.shape
     if dtype is np.float64:
         bound = EXACT * np.abs(want).max()
-    else:  # scores: d + 2 roundings of sum |q k scale|, which exp turns into twice a relative error; then m + 4 of each weight
+    else:  # scores: d + 2 roundings of sum |q k scale|, twice that as relative error of exp; then m + 4 of each weight
         d, m, eps = q_shape[-1], k_shape[-2], np.finfo(np.float32).eps
         scores = (np.abs(q) @ np.abs(k).swapaxes(-1, -2)).max() * scale
         bound = (2 * (d + 2) * scores + 2 * (m + 4)) * eps * np.abs(v).max()

@@ -286,7 +286,7 @@ def test_wrong_shapes_raise_one_message_everywhere(name, shapes, attrs, shown):
 def count_conv2d(x, weight, bias=None, *, stride, padding, dilation, groups):
     """One multiplication per output element, kernel tap and channel of the group; the border counts too."""
     n, c, h, w = x
-    k, c_group, r, s = weight
+    k, _, r, s = weight
     count = 0
     for _, _ in itertools.product(range(n), range(k)):
         for top in range(-padding, h + padding - dilation * (r - 1), stride):

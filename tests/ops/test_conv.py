@@ -48,7 +48,7 @@ def by_scipy(x, weight, bias, stride, padding, dilation, groups):
 def by_loops(x, weight, bias, stride, padding, dilation, groups):
     (sh, sw), (dh, dw) = pair(stride), pair(dilation)
     (top, bottom), (left, right) = borders(padding)
-    n, c, h, w = x.shape
+    n, _, h, w = x.shape
     k, c_group, r, s = weight.shape
     p, q = (h + top + bottom - dh * (r - 1) - 1) // sh + 1, (w + left + right - dw * (s - 1) - 1) // sw + 1
     y = np.zeros((n, k, p, q))
@@ -161,7 +161,7 @@ def test_a_nan_stays_inside_its_windows(kind):
 
 
 def test_torch_module_facts():
-    """A kernel with one tap at (0, 2) reads the pixel above and to the right: correlation, rows first, zeros outside."""
+    """A kernel with one tap at (0, 2) reads the pixel above and to the right: correlation, zeros outside."""
     x = np.arange(1.0, 13).reshape(1, 1, 3, 4)
     weight = np.zeros((1, 1, 3, 3))
     weight[0, 0, 0, 2] = 1

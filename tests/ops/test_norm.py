@@ -46,7 +46,7 @@ def layer_norm_loops(x, weight, bias, eps):
 
 
 def row_bound(x, weight, bias, eps):
-    """Rounding of the mean: numpy adds d values in 8 strands, so d / 8 + 4 roundings of max|x|; all else is relative to that."""
+    """Mean: NumPy adds d values in 8 strands, so d / 8 + 4 roundings of max|x|; all else is relative to the spread."""
     d = x.shape[-1]
     std = np.sqrt(x.astype(np.float64).var(-1) + eps).min()
     spread = np.abs(x - x.mean(-1, keepdims=True, dtype=np.float64)).max() / std
@@ -62,12 +62,12 @@ def test_layer_norm(shape, eps, dtype):
     x = (3 + 2 * rng.standard_normal(shape)).astype(dtype)
     weight, bias = (rng.standard_normal(shape[-1]).astype(dtype) for _ in range(2))
     bound = row_bound(x, weight, bias, eps)
-    assert bound < 1e-4 * (1 + 1 / eps**0.5)  # or it would allow anything
+    assert bound < 1e-3  # or it would allow anything
     check(layer_norm(x, weight, bias, eps=eps), layer_norm_loops(x, weight, bias, eps), dtype, bound)
 
 
 def test_layer_norm_far_from_zero():
-    """Mean 1e4, deviation 1: E[x^2] - mean^2 would lose all digits of float32 (an error of 1e8 eps = 12 in a variance of 1)."""
+    """Mean 1e4, deviation 1: in float32 E[x^2] - mean^2 has an error of 1e8 eps = 12 in a variance of 1."""
     rng = np.random.default_rng(2)
     x = (1e4 + rng.standard_normal((4, 64))).astype(np.float32)
     weight, bias = np.ones(64, np.float32), np.full(64, 0.25, np.float32)

@@ -1,0 +1,71 @@
+"""The README's code runs and prints what the README shows; its excerpt is the real source."""
+
+import contextlib
+import io
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from refvit.cli import main
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text("utf-8")
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.M | re.S)
+
+
+@pytest.fixture(autouse=True)
+def at_the_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def alike(shown, printed):
+    """Equal but for the last digits of percentages, which depend on the BLAS library."""
+    number = re.compile(r"\d+\.\d+(?=%)")
+    assert number.sub("#", shown) == number.sub("#", printed)
+    for a, b in zip(number.findall(shown), number.findall(printed), strict=True):
+        assert abs(float(a) - float(b)) <= 0.1, (a, b)
+
+
+def test_there_are_two_commands_to_set_up():
+    (block,) = blocks("sh")
+    assert len(block.splitlines()) == 2
+
+
+@pytest.mark.parametrize("block", blocks("console"), ids=lambda b: b.splitlines()[0])
+def test_commands_print_what_is_shown(block, capsys):
+    for part in re.split(r"^\$ ", block, flags=re.M)[1:]:
+        command, _, shown = part.partition("\n")
+        program, *arguments = shlex.split(command)
+        assert program == "refvit"
+        assert main(arguments) == 0
+        alike(shown.strip(), capsys.readouterr().out.strip())
+
+
+@pytest.mark.filterwarnings("ignore::refvit.DemonstrationWarning")
+@pytest.mark.parametrize("block", blocks("python"), ids=lambda b: b.splitlines()[0])
+def test_python_runs_and_prints_what_is_shown(block):
+    """A comment after a print shows what it prints."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(block, "README.md", "exec"), {})
+    shown = [c for line in block.splitlines() if line.startswith("print(") for c in re.findall(r"#\s+(.*)$", line)]
+    alike("\n".join(shown), printed.getvalue().strip())
+
+
+def test_the_excerpt_is_the_source():
+    (excerpt,) = blocks("py")
+    import refvit.models.mobilevit as source
+
+    assert excerpt.strip() in Path(source.__file__).read_text("utf-8")
+
+
+def test_links_lead_somewhere():
+    links = re.findall(r"\]\(([^)#]+)\)|src=\"([^\"]+)\"", README)
+    for link in (a or b for a, b in links):
+        if not link.startswith("http"):
+            assert (ROOT / link).exists(), link
