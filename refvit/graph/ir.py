@@ -148,7 +148,7 @@ class Graph:
                 raise GraphError(f"{name}: {node.op} takes the tensors {op.tensors}, got {node.inputs}")
             try:
                 shape = op.shape(*[None if i is None else known[i] for i in node.inputs], **node.attrs)
-            except (RefvitError, TypeError) as error:
+            except (RefvitError, TypeError, AttributeError, ValueError) as error:
                 raise GraphError(f"{name}: {error}") from error
             if shape != node.shape:
                 raise GraphError(f"{name}: {node.op} gives shape {shape}, the node says {node.shape}")

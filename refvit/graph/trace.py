@@ -25,7 +25,6 @@ class Tensor:
     """A value that has a name and a shape but no numbers, and the few operators that model code uses."""
 
     __slots__ = ("name", "shape", "trace")
-    __array_ufunc__ = None  # so that ndarray + Tensor reaches Tensor.__radd__ instead of an object array
 
     def __init__(self, trace: Trace, name: str, shape: Shape) -> None:
         self.trace, self.name, self.shape = trace, name, shape
@@ -73,11 +72,16 @@ class Tensor:
         axes[a], axes[b] = axes[b], axes[a]
         return self.transpose(axes)
 
-    def __bool__(self) -> NoReturn:
-        raise TraceError("model code branched on a tensor's value; under tracing only shapes and the config may steer it")
+    def _value(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise TraceError("model code looked at a tensor's value; under tracing only shapes and the config may steer it")
 
-    def __array__(self, *args: Any, **kwargs: Any) -> NoReturn:
-        raise TraceError("a NumPy function was called on a traced tensor; use the functions of refvit.ops in model code")
+    __bool__ = __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = __float__ = __int__ = _value
+    __hash__ = object.__hash__
+
+    def _stray(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise TraceError("NumPy was called on a traced tensor, or mixed with one; use refvit.ops and parameters in model code")
+
+    __array__ = __array_ufunc__ = __array_function__ = _stray
 
 
 class Trace:
@@ -97,17 +101,17 @@ class Trace:
 
     def record(self, op: Op, tensors: tuple[Any, ...], attrs: Mapping[str, Any]) -> Tensor:
         for value in tensors:
-            if value is not None and type(value) is not Tensor:
-                raise TraceError(
-                    f"{op.name} in {self.scope or 'the model'} got a {type(value).__name__} beside traced tensors; "
-                    "make it a parameter of the model"
-                )
+            if value is not None and (type(value) is not Tensor or value.trace is not self):
+                what = "a tensor of another trace" if type(value) is Tensor else f"a {type(value).__name__}"
+                raise TraceError(f"{op.name} in {self.scope or 'the model'}: {what} beside traced tensors; make it a parameter")
+        if wrong := [name for name, value in attrs.items() if type(value) is Tensor]:
+            raise TraceError(f"{op.name} in {self.scope or 'the model'}: the attribute {wrong[0]} is a tensor")
+        shape = op.shape(*tensors, **attrs)
         if op.composite and self.expand:
             name = self._unique(self._join(op.name))
             result: Tensor = op.function(*tensors, **attrs)
             self.aliases[name] = result.name
             return result
-        shape = op.shape(*tensors, **attrs)
         name = self._unique(self._base(op, tensors))
         inputs = tuple(None if t is None else t.name for t in tensors)
         self.nodes[name] = Node(name, op.name, inputs, attrs, shape, self.scope)
@@ -124,7 +128,7 @@ class Trace:
 
     def _unique(self, base: str) -> str:
         name, i = base, 0
-        while name in self.nodes or name in self.aliases or name in self.inputs:
+        while any(name in table for table in (self.nodes, self.aliases, self.inputs, self.params)):
             i += 1
             name = f"{base}_{i}"
         return name
@@ -154,39 +158,50 @@ def op(
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
-        parameters = inspect.signature(function).parameters.values()
-        names = [f"*{p.name}" if p.kind is p.VAR_POSITIONAL else p.name for p in parameters if p.kind is not p.KEYWORD_ONLY]
-        defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is not p.empty}
-        entry = Op(function.__name__, function, shape, macs, tuple(names), defaults, composite)
+        signature = inspect.signature(function)
+        attributes = [p for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY]
+        tensors = [p for p in signature.parameters.values() if p.kind is not p.KEYWORD_ONLY]
+        names = tuple(f"*{p.name}" if p.kind is p.VAR_POSITIONAL else p.name for p in tensors)
+        defaults = {p.name: p.default for p in attributes if p.default is not p.empty}
+        entry = Op(function.__name__, function, shape, macs, names, defaults, composite)
         OPS[entry.name] = entry
 
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
-            if entry.variadic:
-                tensors, attrs = args, kwargs
-            else:
-                attrs = {k: v for k, v in kwargs.items() if k not in names}
-                given = dict(zip(names, args, strict=False)) | {k: v for k, v in kwargs.items() if k in names}
-                tensors = tuple(given.get(n) for n in names)
-            traced = next((t for t in tensors if type(t) is Tensor), None)
+            try:
+                given = signature.bind(*args, **kwargs).arguments
+            except TypeError as error:
+                raise TypeError(f"{entry.name}: {error}") from None
+            arrays = given.get(names[0][1:], ()) if entry.variadic else tuple(given.get(n) for n in names)
+            attrs = defaults | {p.name: _plain(given[p.name]) for p in attributes if p.name in given}
+            traced = next((a for a in arrays if type(a) is Tensor), None)
             if traced is not None:
-                return traced.trace.record(entry, tensors, defaults | attrs)
-            _check_arrays(entry, tensors)
-            shape(*args, **kwargs)
-            return function(*args, **kwargs)
+                return traced.trace.record(entry, arrays, attrs)
+            _check_arrays(entry, arrays)
+            shape(*arrays, **attrs)
+            return np.asarray(function(*arrays, **attrs))
 
         return call
 
     return decorate
 
 
+def _plain(value: Any) -> Any:
+    """NumPy's scalars as Python's: an eps of np.float64 would promote float32 arrays."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
 def block(function: Callable[P, R]) -> Callable[P, R]:
-    """Mark `function(x, p, ...)` as the block that owns the parameters `p`: it names nodes, intermediates and errors."""
+    """Mark `function(x, p, ...)` as the block that owns the parameters `p`: it names nodes, intermediates and errors.
+
+    x is a tensor or a list of them, as the branches of a network are; of a list that is returned, item i is called `path.i`.
+    """
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         x, p = args[0], args[1]
-        trace = x.trace if type(x) is Tensor else None
+        first = next(iter(x), None) if isinstance(x, (list, tuple)) else x
+        trace = first.trace if type(first) is Tensor else None
         outer = trace.scope if trace else ""
         try:
             if trace:
@@ -201,8 +216,10 @@ def block(function: Callable[P, R]) -> Callable[P, R]:
         finally:
             if trace:
                 trace.scope = outer
-        if trace and p.path and type(y) is Tensor:
-            trace.aliases[p.path] = y.name  # type: ignore[attr-defined]
+        if trace and p.path:
+            many = isinstance(y, (list, tuple))
+            results = {f"{p.path}.{i}": v for i, v in enumerate(y)} if many else {p.path: y}  # type: ignore[arg-type, var-annotated]
+            trace.aliases |= {path: v.name for path, v in results.items() if type(v) is Tensor}
         return y
 
     return call
@@ -221,5 +238,7 @@ def trace(
     symbolic = Params({name: Tensor(state, name, tuple(p.shape)) for name, p in params.items()})
     y = function(x, symbolic, **config)
     results: dict[str, Tensor] = y if isinstance(y, dict) else {"output": y}
+    if wrong := [type(v).__name__ for v in results.values() if type(v) is not Tensor]:
+        raise TraceError(f"{function.__name__} returned a {wrong[0]}; a tensor or a dict of tensors expected")
     outputs: dict[str, str] = {name: value.name for name, value in results.items()}
     return Graph(state.inputs, params, state.nodes, outputs, state.aliases).verify()

@@ -38,7 +38,8 @@ def silu(x: Array) -> Array:
 @op(shape=_same)
 def hardswish(x: Array) -> Array:
     """x * min(max(x + 3, 0), 6) / 6, as torch.nn.Hardswish (Howard et al. 2019, section 5.2). Any shape."""
-    return x * np.clip(x + 3, 0, 6) / 6
+    with np.errstate(invalid="ignore"):  # -inf * 0 is NaN, as in torch
+        return x * np.clip(x + 3, 0, 6) / 6
 
 
 def _gelu_shape(x: HasShape, *, approximate: str) -> Shape:
@@ -57,14 +58,17 @@ def gelu(x: Array, *, approximate: str) -> Array:
     if approximate == "none":
         from scipy.special import ndtr  # 0.1 s that nothing else needs
 
-        return np.asarray(x * ndtr(x))
-    return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * (x * x * x))))
+        return x * ndtr(x).astype(x.dtype)
+    with np.errstate(over="ignore"):  # x^3 = inf gives the right limits of tanh
+        return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * (x * x * x))))
 
 
 def _softmax_shape(x: HasShape, *, axis: int) -> Shape:
     rank = len(x.shape)
     if not -rank <= axis < rank:
         raise ShapeError(f"softmax: axis {axis} of an array with {rank} axes")
+    if x.shape[axis] == 0:
+        raise ShapeError(f"softmax: axis {axis} of {x.shape} has no values")
     return tuple(x.shape)
 
 

@@ -11,7 +11,8 @@ from refvit.ops.activation import softmax
 
 
 def _attention_shape(q: HasShape, k: HasShape, v: HasShape, *, scale: float) -> Shape:
-    if len(q.shape) < 2 or q.shape[-1:] != k.shape[-1:] or k.shape[:-1] != v.shape[:-1] or q.shape[:-2] != k.shape[:-2]:
+    fits = q.shape[-1:] == k.shape[-1:] and k.shape[:-1] == v.shape[:-1] and q.shape[:-2] == k.shape[:-2]
+    if not fits or min(len(q.shape), len(k.shape)) < 2 or k.shape[-2] < 1:
         raise ShapeError(
             f"attention: q (..., l, d), k (..., m, d) and v (..., m, e) expected, got {q.shape}, {k.shape} and {v.shape}"
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,17 +19,16 @@ BLOCK = 1 << 24  # gathered values at a time: 64 MB in float32, however large th
 
 
 def _pair(name: str, value: Pair, least: int) -> tuple[int, int]:
-    a, b = (value, value) if isinstance(value, int) else value
-    if not all(isinstance(v, int) and v >= least for v in (a, b)):
+    pair = (value, value) if isinstance(value, int) else value
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not all(isinstance(v, int) and v >= least for v in pair):
         raise ShapeError(f"conv2d: {name} must be one or two integers of at least {least}, got {value!r}")
-    return a, b
+    return pair[0], pair[1]
 
 
 def _borders(padding: Padding) -> tuple[tuple[int, int], tuple[int, int]]:
     """((top, bottom), (left, right))"""
-    if isinstance(padding, Sequence) and isinstance(padding[0], Sequence):
-        top_bottom, left_right = padding
-        return _pair("padding", top_bottom, 0), _pair("padding", left_right, 0)
+    if isinstance(padding, (tuple, list)) and len(padding) == 2 and not isinstance(padding[0], int):
+        return _pair("padding", padding[0], 0), _pair("padding", padding[1], 0)
     rows, columns = _pair("padding", padding, 0)
     return (rows, rows), (columns, columns)
 
@@ -84,8 +82,9 @@ def conv2d(
     windows = windows[:, :, ::sh, ::sw, ::dh, ::dw]  # (n, c, p, q, r, s), a view
     y = np.empty((n, k, p, q), x.dtype)
     if c_group == 1:  # depthwise: output channel i reads input channel i // (k / g) alone
-        source = np.repeat(windows, k // groups, axis=1) if k > groups else windows
-        y[:] = sum(source[..., i, j] * weight[:, 0, i, j].reshape(k, 1, 1) for i in range(r) for j in range(s))
+        y[:] = 0
+        for i, j in np.ndindex(r, s):
+            y += np.repeat(windows[..., i, j], k // groups, axis=1) * weight[:, 0, i, j].reshape(k, 1, 1)
     else:
         rows = max(1, BLOCK // max(1, n * c_group * q * r * s))
         for g in range(groups):

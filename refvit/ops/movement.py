@@ -13,11 +13,11 @@ from refvit.graph.trace import op
 
 
 def _reshape_shape(x: HasShape, *, shape: Shape) -> Shape:
+    shape = tuple(shape)
     total, known = math.prod(x.shape), math.prod(s for s in shape if s != -1)
-    wild = shape.count(-1)
-    if wild == 1 and known and total % known == 0:
+    if shape.count(-1) == 1 and min(shape) == -1 and known > 0 and total % known == 0:
         return tuple(total // known if s == -1 else s for s in shape)
-    if wild or known != total or min(shape, default=0) < 0:
+    if known != total or min(shape, default=0) < 0:
         raise ShapeError(f"reshape: {x.shape} with {total} elements does not fit {shape}")
     return shape
 
@@ -46,7 +46,7 @@ def _getitem_shape(x: HasShape, *, index: Any) -> Shape:
         raise ShapeError(f"getitem: integers, slices, None and ... expected, got {index!r}")
     try:
         return np.broadcast_to(np.float32(0), x.shape)[index].shape
-    except IndexError as error:
+    except (IndexError, TypeError, ValueError) as error:
         raise ShapeError(f"getitem: {index!r} does not fit {x.shape}: {error}") from None
 
 
@@ -77,7 +77,7 @@ def concat(*xs: Array, axis: int) -> Array:
 
 
 def _pad_shape(x: HasShape, *, widths: tuple[tuple[int, int], ...], value: float = 0.0) -> Shape:
-    if len(widths) != len(x.shape) or any(len(w) != 2 or min(w) < 0 for w in widths):
+    if not x.shape or len(widths) != len(x.shape) or any(len(w) != 2 or min(w) < 0 for w in widths):
         raise ShapeError(f"pad: {x.shape} needs {len(x.shape)} pairs (before, after) of at least 0, got {widths}")
     return tuple(s + a + b for s, (a, b) in zip(x.shape, widths, strict=True))
 

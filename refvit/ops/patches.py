@@ -42,8 +42,10 @@ def unfold_patches(x: Array, *, patch: tuple[int, int]) -> Array:
 
 
 def _fold_shape(x: HasShape, *, patch: tuple[int, int], size: tuple[int, int]) -> Shape:
+    if min(patch) < 1 or min(size) < 1:
+        raise ShapeError(f"fold_patches: {x.shape} needs a patch and a size of at least 1x1, got {patch} and {size}")
     area = math.prod(patch)
-    if len(x.shape) != 3 or area < 1 or x.shape[0] % area or x.shape[1] != math.prod(_grid(size, patch)):
+    if len(x.shape) != 3 or x.shape[0] % area or x.shape[1] != math.prod(_grid(size, patch)):
         raise ShapeError(
             f"fold_patches: {x.shape} does not fit a map of {size} in patches of {patch}, which takes "
             f"(n * {area}, {math.prod(_grid(size, patch))}, c)"

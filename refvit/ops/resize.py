@@ -73,7 +73,7 @@ def _antialias_taps(size: int, out: int, mode: str) -> tuple[Array, Array]:
     distance = (index - centre + 0.5) / stretch
     weight = _triangle(distance) if mode == "bilinear" else _cubic(distance, -0.5)
     weight = np.where(index < last, weight, 0.0)
-    return index.clip(0, size - 1), weight / weight.sum(0)
+    return np.minimum(index, last - 1), weight / weight.sum(0)  # unused taps repeat the last: they must touch nothing else
 
 
 def _triangle(t: Array) -> Array:

@@ -1,5 +1,6 @@
 """Drawings are well formed, show every block once, and draw the edges that the graph has."""
 
+import itertools
 import re
 import xml.etree.ElementTree as ET
 
@@ -14,7 +15,7 @@ SVG = "{http://www.w3.org/2000/svg}"
 def test_edges_are_those_between_blocks():
     edges = block_edges(GRAPH, 1)
     names = ["input", *(c.name for c in block_costs(GRAPH, 1))]
-    assert edges == list(zip(names, names[1:], strict=False))  # outside its blocks MobileViT is a chain
+    assert edges == list(itertools.pairwise(names))  # outside its blocks MobileViT is a chain
     deeper = block_edges(GRAPH, 2)
     assert ("stages.2.0.conv3_1x1", "stages.2.1.concat") in deeper  # the MobileViT block's own shortcut
     assert ("stages.1.0.conv3_1x1", "stages.1.1.add") in deeper  # and an inverted residual's
@@ -44,7 +45,7 @@ def test_skips_do_not_run_over_each_other():
     assert spans
     for lane in spans.values():
         ordered = sorted(lane)
-        assert all(a[1] <= b[0] + 40 for a, b in zip(ordered, ordered[1:], strict=False))
+        assert all(a[1] <= b[0] + 40 for a, b in itertools.pairwise(ordered))
 
 
 def test_dot_names_every_block_and_edge():

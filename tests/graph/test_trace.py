@@ -99,10 +99,15 @@ def test_names_in_execution_order_with_the_blocks_they_end():
     assert list(graph.names().items()) == [("a", "input"), ("relu", "relu")]
 
 
-def test_a_name_is_never_given_twice():
-    """Against nodes, against parameters and against the input."""
+def test_a_node_is_never_called_like_a_parameter():
     graph = trace(lambda x, p: x * 0.5 + p["scale"] + p["scale"], (3,), {"scale": ShapeOnly((3,))})
     assert list(graph.nodes) == ["scale_1", "add", "add_1"]
+
+
+def test_a_node_is_never_called_like_the_input_or_a_block():
+    two = block(lambda x, p: ops.linear(ops.relu(x), **p))
+    graph = trace(lambda x, p: ops.linear(two(x, p["a"]), **p["a"]), (3,), {"a.weight": ShapeOnly((3, 3))})
+    assert list(graph.nodes) == ["a.relu", "a.linear", "a_1"]
     graph = trace(lambda x, p: ops.linear(x, **p["input"]), (3,), {"input.weight": ShapeOnly((3, 3))})
     assert list(graph.nodes) == ["input_1"]
 
@@ -396,5 +401,5 @@ def test_interpreter_refuses_other_inputs():
     run = compile_graph(graph_of_network())
     with pytest.raises(GraphError, match=r"\(2, 3, 6, 6\), got \(1, 3, 6, 6\)"):
         run(np.zeros((1, 3, 6, 6), np.float32))
-    with pytest.raises(GraphError, match="float16 expected"):
+    with pytest.raises(GraphError, match="the input is float16, the parameters are float32"):
         run(np.zeros((2, 3, 6, 6), np.float16))

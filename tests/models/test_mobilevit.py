@@ -89,7 +89,7 @@ def test_every_module_equals_the_original(case, model):
 
 def test_float32_is_as_near_as_float32_allows(case):
     model = refvit.load("mobilevit_xxs", case.state(), dtype="float32", backend="numpy")
-    assert case.check({"output": model(case.input())}) < 1e-5
+    assert case.check({"output": model(case.input())}) < 2e-6
 
 
 @pytest.mark.parametrize(

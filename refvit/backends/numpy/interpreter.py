@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 
+import numpy as np
+
 from refvit.errors import GraphError
 from refvit.graph.ir import OPS, Array, Graph
 
@@ -20,15 +22,20 @@ def compile_graph(graph: Graph) -> Executable:
     uses = Counter(source for node in graph for source in node.sources)
     uses.update(graph.outputs.values())
     (name,) = graph.inputs
+    dtypes = {p.dtype for p in graph.params.values()}  # type: ignore[attr-defined]
 
     def run(x: Array) -> dict[str, Array]:
         if x.shape != graph.inputs[name].shape:
             raise GraphError(f"the graph is for an input of shape {graph.inputs[name].shape}, got {x.shape}")
+        if x.dtype.kind != "f" or dtypes - {x.dtype}:
+            raise GraphError(
+                f"the input is {x.dtype}, the parameters are {', '.join(map(str, dtypes))}; one floating dtype expected"
+            )
         values: dict[str, Array] = {**graph.params, name: x}  # type: ignore[dict-item]
         left = dict(uses)
         for node in graph:
             arguments = [None if i is None else values[i] for i in node.inputs]
-            y = OPS[node.op].function(*arguments, **node.attrs)
+            y = np.asarray(OPS[node.op].function(*arguments, **node.attrs))
             if y.shape != node.shape or y.dtype != x.dtype:
                 raise GraphError(f"{node.name}: {node.shape} {x.dtype} expected, {node.op} gave {y.shape} {y.dtype}")
             values[node.name] = y
