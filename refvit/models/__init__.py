@@ -10,7 +10,7 @@ from typing import Any
 
 from refvit.errors import UnknownModelError
 from refvit.graph.ir import Shape
-from refvit.models import mobilevit
+from refvit.models import mobilevit, vit
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,9 @@ ARCHITECTURES = {
     name: Architecture(name, "classification", config, (256, 256), mobilevit.mobilevit, mobilevit.parameters)
     for name, config in mobilevit.VARIANTS.items()
 }
+for _name, _config in vit.VARIANTS.items():
+    _side = _config.image_size
+    ARCHITECTURES[_name] = Architecture(_name, "classification", _config, (_side, _side), vit.vit, vit.parameters)
 
 
 def architecture(name: str) -> Architecture:

@@ -1,7 +1,7 @@
 """MobileViT (Mehta & Rastegari 2021, arXiv:2110.02178), version 1: convolutions for what is near, transformers for what is far.
 
-The file reads from small to large: a convolution with its norm, the inverted residual, one transformer layer, the MobileViT
-block, the network. Parameter names are timm's. Facts are those of apple/ml-cvnets v0.1, checked against timm and transformers.
+The file reads from small to large: a convolution with its norm, the inverted residual, the MobileViT block, the network; the
+transformer layer is that of `layers`, with SiLU. Parameter names are timm's. Facts are those of apple/ml-cvnets v0.1, checked against timm and transformers.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from refvit.graph.ir import Array, Shape
 from refvit.graph.trace import block
+from refvit.models.layers import transformer_layer
 from refvit.ops import (
-    attention,
     batch_norm,
     concat,
     conv2d,
@@ -82,29 +82,6 @@ def inverted_residual(x: Array, p: Params, *, stride: int, eps: float) -> Array:
 
 
 @block
-def self_attention(x: Array, p: Params, *, num_heads: int) -> Array:
-    """Multi-head self-attention. x (n, l, d) -> same; rows of qkv are all queries, then keys, then values, head by head."""
-    n, l, d = x.shape
-    qkv = linear(x, **p["qkv"]).reshape(n, l, 3, num_heads, d // num_heads).transpose(2, 0, 3, 1, 4)
-    q, k, v = qkv[0], qkv[1], qkv[2]  # each (n, heads, l, d / heads)
-    y = attention(q, k, v, scale=(d // num_heads) ** -0.5)
-    return linear(y.transpose(0, 2, 1, 3).reshape(n, l, d), **p["proj"])
-
-
-@block
-def mlp(x: Array, p: Params) -> Array:
-    """Two linear layers with SiLU between them (not GELU). x (n, l, d) -> (n, l, d)."""
-    return linear(silu(linear(x, **p["fc1"])), **p["fc2"])
-
-
-@block
-def transformer_layer(x: Array, p: Params, *, num_heads: int, eps: float) -> Array:
-    """Pre-norm transformer layer. x (n, l, d) -> (n, l, d)."""
-    x = x + self_attention(layer_norm(x, **p["norm1"], eps=eps), p["attn"], num_heads=num_heads)
-    return x + mlp(layer_norm(x, **p["norm2"], eps=eps), p["mlp"])
-
-
-@block
 def mobilevit_block(x: Array, p: Params, *, depth: int, config: MobileViTConfig) -> Array:
     """Local features, unfold, a transformer over the patches, fold, fuse with the input (figure 1b). x (n, c, h, w) -> same.
 
@@ -116,7 +93,7 @@ def mobilevit_block(x: Array, p: Params, *, depth: int, config: MobileViTConfig)
     y = conv2d(y, **p["conv_1x1"])  # (n, d, h, w), neither norm nor activation
     y = unfold_patches(y, patch=config.patch)  # (n * 4, l, d)
     for i in range(depth):
-        y = transformer_layer(y, p["transformer"][i], num_heads=config.num_heads, eps=config.layer_norm_eps)
+        y = transformer_layer(y, p["transformer"][i], num_heads=config.num_heads, eps=config.layer_norm_eps, act=silu)
     y = layer_norm(y, **p["norm"], eps=config.layer_norm_eps)
     y = fold_patches(y, patch=config.patch, size=x.shape[2:])  # (n, d, h, w)
     y = conv_norm_act(y, p["conv_proj"], eps=eps)  # (n, c, h, w)

@@ -13,14 +13,14 @@ from refvit.ops.attention import attention
 from refvit.ops.conv import conv2d
 from refvit.ops.elementwise import add, multiply, scale
 from refvit.ops.linear import linear, matmul
-from refvit.ops.movement import concat, getitem, pad, reshape, transpose
+from refvit.ops.movement import broadcast, concat, getitem, pad, reshape, transpose
 from refvit.ops.norm import batch_norm, layer_norm
 from refvit.ops.patches import fold_patches, unfold_patches
 from refvit.ops.pool import mean
 from refvit.ops.resize import resize
 
 __all__ = [
-    "add", "attention", "batch_norm", "concat", "conv2d", "fold_patches", "gelu", "getitem", "hardswish", "layer_norm",
+    "add", "attention", "batch_norm", "broadcast", "concat", "conv2d", "fold_patches", "gelu", "getitem", "hardswish", "layer_norm",
     "linear", "matmul", "mean", "multiply", "pad", "relu", "reshape", "resize", "scale", "sigmoid", "silu", "softmax",
     "transpose", "unfold_patches",
 ]  # fmt: skip

@@ -86,3 +86,16 @@ def _pad_shape(x: HasShape, *, widths: tuple[tuple[int, int], ...], value: float
 def pad(x: Array, *, widths: tuple[tuple[int, int], ...], value: float = 0.0) -> Array:
     """A border of `value`; `widths` holds (before, after) for every axis, in the order of the axes as numpy.pad has it."""
     return np.pad(x, widths, constant_values=value)
+
+
+def _broadcast_shape(x: HasShape, *, shape: Shape) -> Shape:
+    shape = tuple(shape)
+    if len(x.shape) != len(shape) or any(a not in (1, b) for a, b in zip(x.shape, shape, strict=True)):
+        raise ShapeError(f"broadcast: axes of length 1 can be repeated, {x.shape} cannot become {shape}")
+    return shape
+
+
+@op(shape=_broadcast_shape)
+def broadcast(x: Array, *, shape: Shape) -> Array:
+    """Axes of length 1 repeated to `shape`, which has as many axes, as torch.Tensor.expand."""
+    return np.broadcast_to(x, shape)
