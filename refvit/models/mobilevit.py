@@ -1,7 +1,8 @@
 """MobileViT (Mehta & Rastegari 2021, arXiv:2110.02178), version 1: convolutions for what is near, transformers for what is far.
 
 The file reads from small to large: a convolution with its norm, the inverted residual, the MobileViT block, the network; the
-transformer layer is that of `layers`, with SiLU. Parameter names are timm's. Facts are those of apple/ml-cvnets v0.1, checked against timm and transformers.
+transformer layer is that of `layers`, with SiLU. Parameter names are timm's. Facts are those of apple/ml-cvnets v0.1, checked
+against timm and transformers.
 """
 
 from __future__ import annotations

@@ -95,7 +95,7 @@ def patch_embed(x: Array, p: Params, *, patch_size: int) -> Array:
 
 
 def position_embedding(table: Array, *, rows: int, columns: int, config: ViTConfig) -> Array:
-    """The learned table (1, prefix + grid^2, d) for a grid of rows x columns patches; resampled if that is not the trained one."""
+    """The learned table (1, prefix + grid^2, d) for rows x columns patches, resampled if that is not the trained grid."""
     if (rows, columns) == (config.grid, config.grid):
         return table
     d = table.shape[2]
