@@ -21,6 +21,6 @@ from refvit.ops.resize import resize
 
 __all__ = [
     "add", "attention", "batch_norm", "broadcast", "concat", "conv2d", "fold_patches", "gelu", "getitem", "hardswish",
-    "layer_norm", "linear", "matmul", "mean", "multiply", "pad", "relu", "reshape", "resize", "scale", "sigmoid", "silu", "softmax",
-    "transpose", "unfold_patches",
+    "layer_norm", "linear", "matmul", "mean", "multiply", "pad", "relu", "reshape", "resize", "scale", "sigmoid", "silu",
+    "softmax", "transpose", "unfold_patches",
 ]  # fmt: skip
