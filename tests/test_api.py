@@ -182,7 +182,6 @@ def test_a_file_that_changed_is_loaded_again(tmp_path):
     assert after.provenance["weights_sha256"] != before.provenance["weights_sha256"]
 
 
-@pytest.mark.xfail(reason="the key of the cache has the name of the labels file, not its time")
 def test_a_labels_file_that_changed_is_read_again(tmp_path):
     path = tmp_path / "names.txt"
     path.write_text("\n".join("abcdefghij"))
@@ -199,7 +198,6 @@ def test_a_loaded_model_is_used_as_it_is(demo):
             refvit.infer(OTHER, demo, **{name: value})
 
 
-@pytest.mark.xfail(reason="None means no crop, but is dropped as if it were not given")
 def test_no_crop_on_a_loaded_model_is_refused_too(demo):
     with pytest.raises(ConfigError, match="crop"):
         refvit.infer(OTHER, demo, crop=None)
@@ -246,14 +244,12 @@ def test_nan_and_inf(demo, bad):
             call(x)
 
 
-@pytest.mark.xfail(reason="checked before the cast: NaN logits and a RuntimeWarning")
 @pytest.mark.parametrize(("own", "value"), [("float16", 1e6), ("float32", 1e300)])
 def test_input_that_overflows_in_the_dtype_of_the_model(own, value):
     with pytest.raises(ConfigError, match=r"float16|float32"):
         refvit.load(dtype=own)(np.full((1, 3, 32, 32), value))
 
 
-@pytest.mark.xfail(reason="RuntimeWarning and infinite weights")
 def test_weights_that_overflow_in_float16(xxs):
     with pytest.raises((ConfigError, WeightsError), match="running_var"):
         refvit.load("mobilevit_xxs", {**xxs, "stem.bn.running_var": xxs["stem.bn.running_var"] * 1e6}, dtype="float16")
@@ -376,13 +372,12 @@ def test_each_field_of_the_preprocessing_can_be_replaced(demo, field, value):
 
 
 def test_a_misspelled_field_is_told(demo):
-    with pytest.raises(ConfigError, match="unknown field 'interpolatoin'; did you mean interpolation"):
+    with pytest.raises(ConfigError, match="unknown option 'interpolatoin'; did you mean interpolation"):
         refvit.load(interpolatoin="box")
-    with pytest.raises(ConfigError, match="unknown field 'resise'"):
+    with pytest.raises(ConfigError, match="unknown option 'resise'; did you mean resize"):
         refvit.infer(OTHER, resise=3)
 
 
-@pytest.mark.xfail(reason='a misspelled option is "Preprocess: unknown field ..." without the right one')
 @pytest.mark.parametrize(("wrong", "right"), [("batchsize", "batch_size"), ("label", "labels"), ("wieghts", "weights")])
 def test_a_misspelled_option_is_told(wrong, right):
     with pytest.raises((ConfigError, TypeError), match=f"did you mean {right}"):
@@ -400,7 +395,6 @@ def test_labels(tmp_path):
         refvit.load(labels=["a", "b", "c"])
 
 
-@pytest.mark.xfail(reason="TypeError for an int and for an iterator; a set is taken in its order of chance")
 @pytest.mark.parametrize("labels", [5, iter("abcdefghij"), set("abcdefghij")], ids=["int", "iterator", "set"])
 def test_labels_of_another_kind(labels):
     with pytest.raises(ConfigError, match="labels"):
@@ -415,14 +409,14 @@ def test_unknown_names(call):
         call("zzz")
     with pytest.raises(UnknownModelError, match=r"no weights 'mobilevit_xxs\.imagenet' here; .*mobilevit_xxs\.cifar10"):
         call("mobilevit_xxs.imagenet")
-    with pytest.raises(WeightsError, match="mobilevit_s: no weights given; weights=FILE"):
+    with pytest.raises(WeightsError, match="mobilevit_s: no weights given; give a safetensors file"):
         call("mobilevit_s")
 
 
 def test_weights_of_another_model(xxs, tmp_path):
     arch = architecture("mobilevit_xs")
     xs = {n: np.ones(s, np.float32) for n, s in arch.parameters(arch.config)}
-    with pytest.raises(WeightsError, match=r"no mobilevit_xxs checkpoint: .*expected"):
+    with pytest.raises(WeightsError, match=r"this is a complete mobilevit_xs checkpoint, not one of mobilevit_xxs"):
         refvit.load("mobilevit_xxs", xs)
     path = save(load_embedded("mobilevit_xxs.cifar10"), tmp_path / "a.safetensors")
     with pytest.raises(WeightsError, match=r"holds the weights of mobilevit_xxs\.cifar10, not of mobilevit_s"):
@@ -444,13 +438,11 @@ def test_unknown_backend_dtype_device_threads():
     assert refvit.load(backend="numpy", device="cpu").backend == "numpy"
 
 
-@pytest.mark.xfail(reason="np.dtype('float32') passes the check and then cannot be written as JSON; np.float32 is refused")
 @pytest.mark.parametrize("dtype", [np.dtype("float32"), np.float32])
 def test_dtype_as_numpy_spells_it(dtype):
     assert refvit.load(dtype=dtype).infer(OTHER).to_json() == refvit.load(dtype="float32").infer(OTHER).to_json()
 
 
-@pytest.mark.xfail(reason="TypeError: cannot pickle 'module' object")
 def test_a_model_can_go_to_another_process(demo):
     import pickle
 

@@ -31,7 +31,7 @@ def test_labels_that_fit(labels):
 
 @pytest.mark.parametrize("labels", ["ab", [1, 2], ["a", None], [b"a", b"b"], b"ab", {0: "a", 1: "b"}])
 def test_labels_of_another_kind(labels):
-    with pytest.raises(ConfigError, match="sequence of 2 strings expected"):
+    with pytest.raises(ConfigError, match="list or tuple of 2 strings expected"):
         check_labels(labels, 2)
 
 
@@ -64,7 +64,6 @@ def test_more_than_ten_in_a_json_table_are_in_numerical_order(tmp_path):
     assert read_labels(path) == tuple(f"n{i}" for i in range(12))
 
 
-@pytest.mark.xfail(reason="the byte order mark of Windows editors stays in the first name")
 def test_byte_order_mark(tmp_path):
     (tmp_path / "a.txt").write_text("Hund\nKatze", "utf-8-sig")
     assert read_labels(tmp_path / "a.txt") == ("Hund", "Katze")

@@ -89,7 +89,7 @@ def test_casting_on_the_way(tmp_path):
 @pytest.mark.parametrize("value", [65520.0, -1e5, 1e38])
 def test_overflow_into_float16_is_refused(tmp_path, value):
     params = {**PARAMS, "big": np.array([1.0, value], np.float32)}
-    with pytest.raises(WeightsError, match="big: its values do not fit into float16"):
+    with pytest.raises(WeightsError, match="big holds values too large for float16"):
         save(weights(params=params), tmp_path / "a.safetensors", dtype="float16")
     assert list(tmp_path.iterdir()) == []
     save(weights(params={**PARAMS, "big": np.array([65504.0, np.inf], np.float32)}), tmp_path / "b", dtype="float16")
@@ -104,7 +104,6 @@ def test_strided_and_big_endian_tensors_are_written_as_they_read(tmp_path):
     np.testing.assert_array_equal(read.params["big_endian"], a)
 
 
-@pytest.mark.xfail(reason="np.ascontiguousarray turns a scalar into a vector")
 def test_scalars_stay_scalars(tmp_path):
     scalar = {"scale": np.array(0.5, np.float32)}
     assert digest(scalar) != digest({"scale": np.array([0.5], np.float32)})
@@ -153,7 +152,7 @@ def test_digest_changes_with_anything():
 # atomic
 
 
-@pytest.mark.parametrize("step", ["replace", "fsync", "chmod"])
+@pytest.mark.parametrize("step", ["replace", "fsync", "fdopen"])
 def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, step):
     path = save(weights(), tmp_path / "a.safetensors")
     before = path.read_bytes()
@@ -286,7 +285,7 @@ def test_a_newer_format_asks_for_an_upgrade(tmp_path, file):
 
 def test_a_wrong_digest_is_told(tmp_path, file):
     path = patched(tmp_path / "a.safetensors", file, sha256="f" * 64)
-    with pytest.raises(WeightsError, match=r"sha256 .*ffffffffffffffff\.\.\. expected"):
+    with pytest.raises(WeightsError, match=r"sha256 .* expected"):
         load(path)
 
 
@@ -317,20 +316,18 @@ def test_damaged_metadata(tmp_path, text):
     ],
     ids=str,
 )
-@pytest.mark.xfail(reason="the kinds of the entries are not checked: later a TypeError, or a model named toy.None")
 def test_an_entry_of_another_kind_is_damage(tmp_path, file, changes):
-    with pytest.raises(WeightsError, match="metadata is damaged"):
+    with pytest.raises(WeightsError, match="metadata (is damaged|are not those)"):
         load(patched(tmp_path / "a.safetensors", file, **changes))
 
 
-@pytest.mark.xfail(reason="RecursionError from json")
 def test_deeply_nested_metadata(tmp_path):
     save_file(PARAMS, tmp_path / "a.safetensors", {"refvit": "[" * 100_000})
     with pytest.raises(WeightsError, match="metadata is damaged"):
         load(tmp_path / "a.safetensors")
 
 
-@pytest.mark.parametrize("dtype", ["BF16", pytest.param("F8_E4M3", marks=pytest.mark.xfail(reason="AttributeError of numpy"))])
+@pytest.mark.parametrize("dtype", ["BF16", "F8_E4M3"])
 def test_a_dtype_that_numpy_lacks(tmp_path, dtype):
     header = json.dumps({"a": {"dtype": dtype, "shape": [8], "data_offsets": [0, 16 if dtype == "BF16" else 8]}}).encode()
     path = tmp_path / "a.safetensors"
@@ -342,7 +339,6 @@ def test_a_dtype_that_numpy_lacks(tmp_path, dtype):
 @pytest.mark.parametrize(
     "changes", [{"labels": ["Hund", "猫", "a, b"]}, {"preprocess": {"resize": 9, "mean": [0.1, 0.2, 0.3]}}]
 )
-@pytest.mark.xfail(reason="the digest covers the tensors alone")
 def test_changed_labels_and_preprocessing_are_noticed(tmp_path, file, changes):
     with pytest.raises(WeightsError, match="sha256"):
         load(patched(tmp_path / "a.safetensors", file, **changes))

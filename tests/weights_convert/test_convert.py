@@ -186,20 +186,18 @@ def test_an_unknown_layout_names_the_known_ones(state):
 
 
 def test_a_model_that_disagrees(xxs):
-    text = told(xxs, model="mobilevit_s")
-    assert text.startswith("no mobilevit_s checkpoint: ")
+    text = told({k: v for k, v in xxs.items() if k != "stem.bn.bias"}, model="mobilevit_s")
+    assert text.startswith("no mobilevit_s checkpoint: missing stem.bn.bias")
     assert "stages.0.0.conv1_1x1.conv.weight is (32, 16, 1, 1), (64, 16, 1, 1) expected" in text
     assert text.count(";") <= 8
     assert "more" in text
     assert "mobilevit_xxs, mobilevit_xs, mobilevit_s, not vit_base" in told(xxs, model="vit_base")
 
 
-@pytest.mark.xfail(reason="the error compares tensor by tensor and does not say that it is a complete mobilevit_xxs")
 def test_a_model_that_disagrees_is_told_what_it_is(xxs):
     assert "mobilevit_xxs" in told(xxs, model="mobilevit_s")
 
 
-@pytest.mark.xfail(reason="AttributeError: 'list' object has no attribute 'dtype'; TypeError of re for a key that is no string")
 @pytest.mark.parametrize("entry", [{"stem.conv.weight": [[1.0]]}, {5: np.zeros(1, np.float32)}], ids=["list", "key"])
 def test_values_that_are_no_arrays(xxs, entry):
     told({**xxs, **entry})
