@@ -21,8 +21,6 @@ from refvit.models import architecture
 from refvit.weights.embedded import load_embedded
 from refvit.weights.store import save
 
-pytestmark = pytest.mark.filterwarnings("ignore::refvit.DemonstrationWarning")
-
 RNG = np.random.default_rng(3)
 PIXELS = RNG.integers(0, 256, (41, 53, 3), dtype=np.uint8)
 OTHER = np.full((30, 20, 3), (200, 30, 60), np.uint8)

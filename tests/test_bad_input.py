@@ -19,8 +19,6 @@ from refvit.errors import BackendError, ConfigError, ImageError, RefvitError, Un
 from refvit.weights.embedded import load_embedded
 from refvit.weights.store import save
 
-pytestmark = pytest.mark.filterwarnings("ignore::refvit.DemonstrationWarning")
-
 RNG = np.random.default_rng(6)
 NOISE = RNG.integers(0, 256, (40, 60, 3), dtype=np.uint8)
 

@@ -317,7 +317,7 @@ def test_damaged_metadata(tmp_path, text):
     ids=str,
 )
 def test_an_entry_of_another_kind_is_damage(tmp_path, file, changes):
-    with pytest.raises(WeightsError, match="metadata (is damaged|are not those)"):
+    with pytest.raises(WeightsError, match=r"metadata (is damaged|are not those)"):
         load(patched(tmp_path / "a.safetensors", file, **changes))
 
 
