@@ -8,9 +8,10 @@
 
 __version__ = "0.1.0"
 
-from refvit.api import DemonstrationWarning, ModelInfo, infer, info, list_models, load
+from refvit.api import ModelInfo, infer, info, list_models, load
 from refvit.model import Model
 from refvit.vision.result import Prediction, Result
+from refvit.weights.embedded import DemonstrationWarning
 
 __all__ = [
     "DemonstrationWarning", "Model", "ModelInfo", "Prediction", "Result", "__version__", "infer", "info", "list_models", "load",

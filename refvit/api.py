@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import functools
+import inspect
 import os
 import platform
 import threading
-import warnings
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,17 +23,13 @@ from refvit.models import architecture, matching
 from refvit.vision.labels import check_labels, read_labels
 from refvit.vision.preprocess import Preprocess
 from refvit.vision.result import Result
-from refvit.weights.embedded import DEFAULT, EMBEDDED, NOTICE, load_embedded
+from refvit.weights.embedded import DEFAULT, EMBEDDED, load_embedded
 from refvit.weights.store import Weights
 from refvit.weights.store import load as load_weights
 
 Labels = Sequence[str] | str | os.PathLike[str]
 WeightsSource = str | os.PathLike[str] | Mapping[str, Array]
 RECENT = 4  # models that `infer` keeps
-
-
-class DemonstrationWarning(UserWarning):
-    """The model in use is the embedded one, which knows ten classes."""
 
 
 def infer(
@@ -61,30 +58,16 @@ def infer(
 
     >>> refvit.infer("cat.jpg").top(1)
     """
+    options = {"backend": backend, "dtype": dtype, "device": device, "threads": threads, "labels": labels}
     if isinstance(model, Model):
-        given = {
-            "weights": weights,
-            "dtype": dtype,
-            "device": device,
-            "threads": threads,
-            "labels": labels,
-            **preprocess,
-        }
-        if surplus := [k for k, v in given.items() if v is not None] + ["backend"] * (backend != "auto"):
+        defaults = inspect.signature(load).parameters
+        surplus = [name for name, value in options.items() if value is not defaults[name].default]
+        surplus += ["weights"] * (weights is not None) + list(preprocess)
+        if surplus:
             raise ConfigError(f"infer: {', '.join(surplus)} cannot be changed on a loaded model; give them to refvit.load")
         ready = model
     else:
-        options = {
-            "backend": backend,
-            "dtype": dtype,
-            "device": device,
-            "threads": threads,
-            "labels": labels,
-            **preprocess,
-        }
-        ready = _recent_model(model, weights, options)
-    if ready.name == DEFAULT:
-        _say_once()
+        ready = _recent_model(model, weights, options | preprocess)
     return ready.infer(image, batch_size=batch_size, allow_url=allow_url)
 
 
@@ -111,6 +94,7 @@ def load(
 
     Raises UnknownModelError, WeightsError, ConfigError or BackendError, each of which says what to do.
     """
+    _check_names(preprocess)
     if device not in (None, "cpu"):
         raise ConfigError(f'device: None or "cpu" expected, got {device!r}; no backend here has another device')
     if threads is not None:
@@ -122,12 +106,32 @@ def load(
         fields = Preprocess.from_dict(found.preprocess).replace(**preprocess).to_dict()
         found = dataclasses.replace(found, preprocess=fields)
     if labels is not None:
-        names = read_labels(labels) if isinstance(labels, (str, os.PathLike)) else labels
-        found = dataclasses.replace(found, labels=check_labels(names, found.config["num_classes"]))
+        names = check_labels(_read_labels(labels), found.config["num_classes"])
+        source = {k: v for k, v in found.source.items() if k != "labels"}  # what was said of the labels before
+        found = dataclasses.replace(found, labels=names, source=source)
     return Model(found, backend=backend, dtype=dtype)
 
 
+def _read_labels(labels: Labels) -> Sequence[str]:
+    return read_labels(labels) if isinstance(labels, (str, os.PathLike)) else labels
+
+
+def _check_names(preprocess: Mapping[str, Any]) -> None:
+    """What is no option of `infer` or `load` must be a field of the pre-processing; ConfigError suggests what was meant."""
+    fields = [f.name for f in dataclasses.fields(Preprocess)]
+    for name in preprocess:
+        if name not in fields:
+            options = [p for p in inspect.signature(infer).parameters if p != "preprocess"]
+            near = difflib.get_close_matches(name, options + fields, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(options + fields)}"
+            raise ConfigError(f"unknown option {name!r}; {hint}")
+
+
 def _find_weights(model: str | None, weights: WeightsSource | None) -> Weights:
+    if not isinstance(model, (str, type(None))):
+        raise ConfigError(f"model: a name from list_models() expected, got {type(model).__name__}")
+    if not isinstance(weights, (str, os.PathLike, Mapping, type(None))):
+        raise ConfigError(f"weights: a file or a dict of arrays expected, got {type(weights).__name__}")
     if model is None and weights is None:
         model = DEFAULT
     name, _, tag = (model or "").partition(".")
@@ -136,13 +140,10 @@ def _find_weights(model: str | None, weights: WeightsSource | None) -> Weights:
     if weights is None:
         if model in EMBEDDED:
             return load_embedded(model)
+        here = ", ".join(EMBEDDED)
         if tag:
-            raise UnknownModelError(
-                f"no weights {model!r} here; those with refvit are {', '.join(EMBEDDED)}, others are weights=FILE"
-            )
-        raise WeightsError(
-            f"{model}: no weights given; weights=FILE (safetensors), or one of {', '.join(EMBEDDED)} without a file"
-        )
+            raise UnknownModelError(f"no weights {model!r} here; {here} comes with refvit, others by weights=FILE (--weights)")
+        raise WeightsError(f"{model}: no weights given; give a safetensors file by weights=FILE (--weights), or use {here}")
     if isinstance(weights, Mapping):
         from weights_convert import convert
 
@@ -159,21 +160,22 @@ def _find_weights(model: str | None, weights: WeightsSource | None) -> Weights:
 
 _recent: OrderedDict[Any, Model] = OrderedDict()
 _lock = threading.Lock()
-_said = False
 
 
 def _recent_model(model: str | None, weights: WeightsSource | None, options: dict[str, Any]) -> Model:
     """`load`, remembering the last few models. A file that changed is loaded again; a dict of arrays is never remembered."""
+    if options["labels"] is not None:
+        options["labels"] = _read_labels(options["labels"])
+    if isinstance(weights, Mapping):
+        return load(model, weights, **options)
     try:
         stamp: Any = None
-        if isinstance(weights, (str, os.PathLike)):
+        if weights is not None:
             status = Path(weights).stat()
             stamp = (os.path.realpath(weights), status.st_mtime_ns, status.st_size)
-        elif weights is not None:
-            return load(model, weights, **options)
         key = (model, stamp, tuple((k, tuple(v) if isinstance(v, list) else v) for k, v in sorted(options.items())))
         hash(key)
-    except (OSError, TypeError):  # no such file, which `load` explains; or an option that cannot be compared
+    except (OSError, TypeError, ValueError):  # no such file, which `load` explains; or an option that cannot be compared
         return load(model, weights, **options)
     with _lock:
         if key in _recent:
@@ -185,14 +187,6 @@ def _recent_model(model: str | None, weights: WeightsSource | None, options: dic
         while len(_recent) > RECENT:
             _recent.popitem(last=False)
     return loaded
-
-
-def _say_once() -> None:
-    global _said
-    with _lock:
-        said, _said = _said, True
-    if not said:
-        warnings.warn(NOTICE, DemonstrationWarning, stacklevel=3)
 
 
 @dataclasses.dataclass(frozen=True)

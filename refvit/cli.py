@@ -14,6 +14,9 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
+
+from PIL import Image
 
 import refvit
 from refvit.errors import BackendError, ConfigError, ImageError, RefvitError, UnsupportedError
@@ -21,9 +24,12 @@ from refvit.files import write_atomic
 from refvit.graph.cost import summarise
 from refvit.graph.draw import to_dot, to_svg
 from refvit.model import architecture_graph
+from refvit.vision.intake import expand
+from refvit.vision.result import file_kind
 from refvit.weights.embedded import DEFAULT, NOTICE
 
 OK, SOME_FAILED, USAGE, ENVIRONMENT = 0, 1, 2, 3
+UNSET = object()  # an option that was not given, where None has a meaning
 
 EPILOG = """examples:
   refvit infer cat.jpg                                  what is in the picture, with the embedded ten-class model
@@ -42,6 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     with warnings.catch_warnings():  # the process is ours: say things in one line each, without source lines
         warnings.simplefilter("ignore", refvit.DemonstrationWarning)
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # refvit has limits of its own
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors="backslashreplace")  # a terminal may lack the letters of a file's name
         warnings.showwarning = lambda message, *_, **__: _say(str(message))
         try:
             code: int = args.run(args)
@@ -89,12 +99,21 @@ def _parser() -> argparse.ArgumentParser:
     infer.add_argument("--batch-size", type=_positive, metavar="N", help="images computed at once, for many (default 8)")
     infer.add_argument("--allow-url", action="store_true", help="let images be fetched from http(s) URLs")
     pre = infer.add_argument_group("pre-processing", "replaces what the weights ask for, for a checkpoint of your own")
-    pre.add_argument("--resize", type=_size, metavar="PIXELS", help="shorter side, or HEIGHTxWIDTH to squash to")
-    pre.add_argument("--crop", type=_size, metavar="PIXELS", help="centre crop, a square or HEIGHTxWIDTH")
-    pre.add_argument("--interpolation", help="nearest, bilinear, bicubic, lanczos or box")
-    pre.add_argument("--mean", type=float, nargs=3, metavar="M", help="of pixels in [0, 1], in the network's channel order")
-    pre.add_argument("--std", type=float, nargs=3, metavar="S", help="likewise")
-    pre.add_argument("--channel-order", help="rgb or bgr")
+    pre.add_argument(
+        "--resize", type=_size_or_none, default=UNSET, metavar="PIXELS", help="shorter side, HEIGHTxWIDTH to squash to, or none"
+    )
+    pre.add_argument(
+        "--crop", type=_size_or_none, default=UNSET, metavar="PIXELS", help="centre crop: a square, HEIGHTxWIDTH, or none"
+    )
+    pre.add_argument(
+        "--enlarge", type=_size_or_none, default=UNSET, metavar="PIXELS", help="second resize, after the crop, or none"
+    )
+    pre.add_argument("--interpolation", default=UNSET, help="nearest, bilinear, bicubic, lanczos or box")
+    pre.add_argument(
+        "--mean", default=UNSET, type=float, nargs=3, metavar="M", help="of pixels in [0, 1], in the network's channel order"
+    )
+    pre.add_argument("--std", default=UNSET, type=float, nargs=3, metavar="S", help="likewise")
+    pre.add_argument("--channel-order", default=UNSET, help="rgb or bgr")
 
     models = verbs.add_parser("models", help="what models there are", description="The models, their size and their weights.")
     models.set_defaults(run=_models)
@@ -110,8 +129,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     summary.add_argument("--batch-size", type=_positive, default=1, metavar="N", help="images at once (default 1)")
     summary.add_argument("--depth", type=_positive, default=1, help="how far blocks are opened (default 1)")
-    summary.add_argument("--graph", action="store_true", help="print every node instead")
-    summary.add_argument("--json", action="store_true", help="one JSON object")
+    form = summary.add_mutually_exclusive_group()
+    form.add_argument("--graph", action="store_true", help="print every node instead")
+    form.add_argument("--json", action="store_true", help="one JSON object")
     summary.add_argument("--save", metavar="OUT", help="a drawing of the blocks: .svg, or .dot for Graphviz")
 
     info = verbs.add_parser("info", help="versions, and which backends can be used here and why not")
@@ -121,17 +141,20 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _infer(args: argparse.Namespace) -> int:
-    names = ("resize", "crop", "interpolation", "mean", "std", "channel_order")
-    overrides = {n: v for n in names if (v := getattr(args, n)) is not None}
+    names = ("resize", "crop", "enlarge", "interpolation", "mean", "std", "channel_order")
+    overrides = {n: v for n in names if (v := getattr(args, n)) is not UNSET}
     model = refvit.load(args.model, args.weights, backend=args.backend, dtype=args.dtype, labels=args.labels, **overrides)
     if model.name == DEFAULT:
         _say(NOTICE)
-    many, results = _results(model, args)
-    if args.save and many and Path(args.save).suffix:
+    many = len(args.images) > 1 or expand(args.images[0], allow_url=args.allow_url)[0]
+    folder = Path(args.save) if args.save and (many or os.path.isdir(args.save)) else None
+    if folder and folder.suffix and not folder.is_dir():
         raise ConfigError(f"--save {args.save}: for several images a folder is expected, a name without suffix")
+    if args.save and not folder:
+        file_kind(Path(args.save))  # rather now than after the work
+    results = _results(model, args)
     total, failed = 0, 0
-    for result in _progress(results, many and not sys.stdout.isatty()):
-        total += 1
+    for total, result in enumerate(_progress(results, many and not sys.stdout.isatty()), 1):
         failed += result.error is not None
         if args.json:
             print(result.to_json(args.top), flush=True)
@@ -144,29 +167,30 @@ def _infer(args: argparse.Namespace) -> int:
         for note in result.picture.notes:
             _say(f"{result.source}: {note}")
         if args.save:
-            path = Path(args.save) / f"{total:06d}_{Path(result.source).stem}.png" if many else Path(args.save)
+            path = folder / f"{total:06d}_{Path(result.source).stem}.png" if folder else Path(args.save)
             _say(f"saved {result.save(path, args.top)}")
     if failed:
         _say(f"{failed} of {total} images failed")
     return SOME_FAILED if failed else OK
 
 
-def _results(model: refvit.Model, args: argparse.Namespace) -> tuple[bool, Iterator[refvit.Result]]:
-    """Whether there are several images, and their answers. One image that cannot be read is raised, one of several is not."""
+def _results(model: refvit.Model, args: argparse.Namespace) -> Iterator[refvit.Result]:
+    """The answers. One image that cannot be read is raised, one of several is an answer with an error."""
+    if len(args.images) == 1:
+        answer = model.infer(args.images[0], batch_size=args.batch_size, allow_url=args.allow_url)
+        return iter([answer]) if isinstance(answer, refvit.Result) else answer
 
-    def one_by_one() -> Iterator[refvit.Result]:
+    def sources() -> Iterator[Any]:
         for image in args.images:
             try:
-                answer = model.infer(image, batch_size=args.batch_size, allow_url=args.allow_url)
-            except ImageError as error:
-                yield refvit.Result(image, error=error)
-                continue
-            yield from [answer] if isinstance(answer, refvit.Result) else answer
+                _, found = expand(image, allow_url=args.allow_url)
+            except ImageError:
+                found = iter([image])  # which fails again where it is read, as one of several
+            yield from found
 
-    if len(args.images) > 1:
-        return True, one_by_one()
-    answer = model.infer(args.images[0], batch_size=args.batch_size, allow_url=args.allow_url)
-    return (False, iter([answer])) if isinstance(answer, refvit.Result) else (True, answer)
+    answers = model.infer(sources(), batch_size=args.batch_size, allow_url=args.allow_url)
+    assert not isinstance(answers, refvit.Result)
+    return answers
 
 
 def _progress(results: Iterator[refvit.Result], wanted: bool) -> Iterator[refvit.Result]:
@@ -199,9 +223,12 @@ def _models(args: argparse.Namespace) -> int:
 
 def _summary(args: argparse.Namespace) -> int:
     size = (args.size, args.size) if isinstance(args.size, int) else args.size
-    name = args.model.partition(".")[0]
-    graph = architecture_graph(name, size, args.batch_size)
-    table = summarise(name, graph, args.depth)
+    if "." in args.model:  # weights, whose config may differ from the published one
+        model = refvit.load(args.model)
+        graph = model.graph((args.batch_size, 3, *(size or model.input_size)))
+    else:
+        graph = architecture_graph(args.model, size, args.batch_size)
+    table = summarise(args.model, graph, args.depth)
     if args.save:
         draw = {".svg": to_svg, ".dot": to_dot}.get(Path(args.save).suffix.lower())
         if draw is None:
@@ -235,6 +262,10 @@ def _positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"a whole number of at least 1 expected, got {text!r}")
     return int(text)
+
+
+def _size_or_none(text: str) -> int | tuple[int, int] | None:
+    return None if text.lower() == "none" else _size(text)
 
 
 def _size(text: str) -> int | tuple[int, int]:

@@ -5,27 +5,29 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import functools
-import itertools
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from refvit import backends
-from refvit.errors import ConfigError, RefvitError, ShapeError
+from refvit.errors import ConfigError, ImageError, RefvitError, ShapeError, WeightsError
 from refvit.graph.cost import Summary, summarise
 from refvit.graph.ir import Array, Graph, Shape, ShapeOnly, dims
 from refvit.graph.trace import trace
 from refvit.models import architecture
-from refvit.vision.intake import expand, read
+from refvit.vision.intake import describe, expand, read
 from refvit.vision.labels import check_labels
 from refvit.vision.pixels import Picture
 from refvit.vision.preprocess import Preprocess
 from refvit.vision.result import Result
 from refvit.weights.check import require
+from refvit.weights.embedded import DEFAULT, say_once
 from refvit.weights.store import DTYPES, Weights
 
 SHAPES = 16  # input shapes whose graphs are kept ready
+LONGEST = 2**20  # of an axis of the input
 
 
 class Model:
@@ -34,25 +36,28 @@ class Model:
     name, task: as in `refvit.list_models`, the name with its weights tag
     config, preprocess, labels: as recorded with the weights
     backend, dtype: what it runs on and in
+    input_size: (h, w) that the weights were evaluated at
     """
 
-    def __init__(self, weights: Weights, *, backend: str = "auto", dtype: str | None = None) -> None:
+    def __init__(self, weights: Weights, *, backend: str = "auto", dtype: Any = None) -> None:
         arch = architecture(weights.model)
         self._forward = arch.forward
         self.name, self.task = weights.name, arch.task
-        self.config = config_from_dict(type(arch.config), weights.config)
+        self.config = config_from_dict(arch.config, weights.config)
         self.preprocess = Preprocess.from_dict(weights.preprocess)
         self.labels = None if weights.labels is None else check_labels(weights.labels, self.config.num_classes)
-        self.dtype = dtype or "float32"
-        if self.dtype not in DTYPES:
-            raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+        self.dtype = _dtype_name(dtype)
         self._backend = backends.get(backend)
         self.backend = self._backend.__name__.rpartition(".")[2]
-        require(f"weights {weights.name}", dict(arch.parameters(self.config)), weights.params)
-        self._params = weights.astype(self.dtype)
-        self._source, self._sha256 = dict(weights.source), weights.sha256
-        self._input_size = self.preprocess.input_size or arch.input_size
+        require(f"weights {weights.name}", arch.parameters(self.config), weights.params)
+        self._weights, self._params = weights, weights.astype(self.dtype)
+        if wrong := [n for n, a in self._params.items() if not np.isfinite(a).all()]:
+            raise WeightsError(f"weights {weights.name}: {wrong[0]} holds NaN or infinite values; get the weights again")
+        self.input_size = self.preprocess.input_size or arch.input_size
         self._executable = functools.lru_cache(SHAPES)(self._compile)
+
+    def __reduce__(self) -> Any:
+        return functools.partial(Model, backend=self.backend, dtype=self.dtype), (self._weights,)
 
     def __repr__(self) -> str:
         return f"Model({self.name}, backend={self.backend}, dtype={self.dtype})"
@@ -73,6 +78,8 @@ class Model:
         weights. The values come from the NumPy definitions in the model's dtype, whatever the backend. ConfigError if nothing
         matches.
         """
+        if not isinstance(keep, str):
+            raise ConfigError(f"intermediates: keep is one wildcard pattern, got {keep!r:.60}")
         x = self._check(x)
         graph = self.graph(x.shape, expand=True)
         wanted = {name: value for name, value in graph.names().items() if fnmatch.fnmatchcase(name, keep)}
@@ -85,7 +92,7 @@ class Model:
 
         expand: show what attention, unfold and fold consist of.
         """
-        shape = (1, 3, *self._input_size) if shape is None else tuple(shape)
+        shape = (1, 3, *self.input_size) if shape is None else tuple(shape)
         return trace(self._forward, _check_shape(shape), self._params, expand=expand, config=self.config)
 
     def summary(self, shape: Shape | None = None, *, depth: int = 1) -> Summary:
@@ -99,31 +106,48 @@ class Model:
         pattern, an iterable. ImageError if the one image cannot be read; among many, its Result carries `.error` instead.
         batch_size: images to compute at once, default 8; images of different sizes never share a batch.
         """
-        if batch_size is not None and batch_size < 1:
-            raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
+        if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
+            raise ConfigError(f"batch_size: a whole number of at least 1 expected, got {batch_size!r}")
+        if self.name == DEFAULT:
+            say_once()
         many, sources = expand(image, allow_url=allow_url)
         if many:
             return self._infer_many(sources, batch_size or 8, allow_url)
         (source,) = sources
-        picture = read(source, allow_url=allow_url)
-        (result,) = self._answer([picture], [self.preprocess(picture.pixels)])
+        picture, x = self._prepare(source, allow_url)
+        (result,) = self._answer([picture], [x])
         return result
 
     def _infer_many(self, sources: Iterator[Any], batch_size: int, allow_url: bool) -> Iterator[Result]:
-        while chunk := list(itertools.islice(sources, batch_size)):
-            failed: dict[int, Result] = {}
-            ready: list[tuple[int, Picture, Array]] = []
+        ended: Exception | None = None
+        while ended is None:
+            chunk: list[Any] = []
+            try:
+                while len(chunk) < batch_size:
+                    chunk.append(next(sources))
+            except Exception as error:  # StopIteration, or the caller's own: first give what there is
+                ended = error
+            answers: dict[int, Result] = {}
+            ready: dict[Shape, list[tuple[int, Picture, Array]]] = {}
             for i, source in enumerate(chunk):
                 try:
-                    picture = read(source, allow_url=allow_url)
-                    ready.append((i, picture, self.preprocess(picture.pixels)))
+                    picture, x = self._prepare(source, allow_url)
+                    ready.setdefault(x.shape, []).append((i, picture, x))
                 except RefvitError as error:
-                    failed[i] = Result(_source_name(source), error=error, provenance=self._provenance())
-            answers = dict(failed)
-            for _, group in itertools.groupby(sorted(ready, key=lambda r: r[2].shape), key=lambda r: r[2].shape):
+                    answers[i] = Result(describe(source), error=error, provenance=self._provenance())
+            for group in ready.values():
                 indices, pictures, inputs = zip(*group, strict=True)
                 answers.update(zip(indices, self._answer(list(pictures), list(inputs)), strict=True))
             yield from (answers[i] for i in range(len(chunk)))
+        if not isinstance(ended, StopIteration):
+            raise ended
+
+    def _prepare(self, source: Any, allow_url: bool) -> tuple[Picture, Array]:
+        picture = read(source, allow_url=allow_url)
+        try:
+            return picture, self.preprocess(picture.pixels)
+        except ImageError as error:
+            raise ImageError(f"{picture.source}: {error}") from None
 
     def _answer(self, pictures: list[Picture], inputs: list[Array]) -> list[Result]:
         logits = self(np.stack(inputs))
@@ -138,8 +162,8 @@ class Model:
 
         return {
             "model": self.name,
-            "weights_sha256": self._sha256,
-            "weights_source": self._source,
+            "weights_sha256": self._weights.sha256,
+            "weights_source": dict(self._weights.source),
             "backend": self.backend,
             "dtype": self.dtype,
             "preprocess": self.preprocess.to_dict(),
@@ -151,9 +175,12 @@ class Model:
             what = f"{x.dtype} array" if isinstance(x, np.ndarray) else type(x).__name__
             raise ConfigError(f"{self.name}: a floating-point ndarray (n, 3, h, w) expected, got {what}; for images use .infer")
         _check_shape(x.shape)
-        if bad := x.size - np.count_nonzero(np.isfinite(x)):
-            raise ConfigError(f"{self.name}: {bad} of the {x.size} input values are NaN or infinite; finite ones expected")
-        return x.astype(self.dtype, copy=False)
+        with np.errstate(over="ignore"):
+            cast = x.astype(self.dtype, copy=False)
+        if bad := x.size - np.count_nonzero(np.isfinite(cast)):
+            what = "too large for " + self.dtype if np.isfinite(x).all() else "NaN or infinite"
+            raise ConfigError(f"{self.name}: {bad} of the {x.size} input values are {what}; finite ones expected")
+        return cast
 
     def _compile(self, shape: Shape) -> Any:
         return self._backend.compile_graph(self.graph(shape))
@@ -167,24 +194,45 @@ def architecture_graph(name: str, size: tuple[int, int] | None = None, batch: in
     return trace(arch.forward, _check_shape(shape), params, config=arch.config)
 
 
-def config_from_dict(cls: type, values: Mapping[str, Any]) -> Any:
-    """A config dataclass from its `dataclasses.asdict`; ConfigError lists unknown and missing keys. Lists become tuples."""
-    names = {f.name for f in dataclasses.fields(cls)}
-    if unknown := sorted(set(values) - names):
-        raise ConfigError(f"{cls.__name__}: unknown {', '.join(unknown)}; known are {', '.join(sorted(names))}")
-    if missing := sorted(names - set(values)):
-        raise ConfigError(f"{cls.__name__}: {', '.join(missing)} missing")
-    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+def config_from_dict(published: Any, values: Mapping[str, Any]) -> Any:
+    """A config like `published`, a dataclass, from the output of dataclasses.asdict; lists become tuples.
+
+    ConfigError names unknown and missing keys, and values of another kind than the published ones: numbers are positive, and a
+    tuple has as many as there.
+    """
+    name, fields = type(published).__name__, dataclasses.asdict(published)
+    if unknown := sorted(set(values) - set(fields)):
+        raise ConfigError(f"{name}: unknown {', '.join(unknown)}; known are {', '.join(sorted(fields))}")
+    if missing := sorted(set(fields) - set(values)):
+        raise ConfigError(f"{name}: {', '.join(missing)} missing")
+    for key, example in fields.items():
+        if not _like(values[key], example):
+            raise ConfigError(f"{name}.{key}: something like {example!r} expected, got {values[key]!r:.60}")
+    return type(published)(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+def _like(value: Any, example: Any) -> bool:
+    if isinstance(example, tuple):
+        fits = isinstance(value, (list, tuple)) and len(value) == len(example)
+        return fits and all(_like(v, e) for v, e in zip(value, example, strict=True))
+    if isinstance(example, float):
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
+    return type(value) is type(example) and (not isinstance(value, int) or isinstance(value, bool) or value > 0)
+
+
+def _dtype_name(dtype: Any) -> str:
+    try:
+        name = np.dtype(dtype or "float32").name
+    except TypeError:
+        name = ""
+    if name not in DTYPES:
+        raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    return name
 
 
 def _check_shape(shape: Shape) -> Shape:
-    if len(shape) != 4 or shape[1] != 3 or min(shape) < 1:
+    whole = all(isinstance(s, (int, np.integer)) for s in shape)
+    if len(shape) != 4 or not whole or shape[1] != 3 or min(shape) < 1 or max(shape) > LONGEST:
         given = dims(shape) or "a scalar"
-        raise ShapeError(f"input: (n, 3, h, w) with at least one image and one pixel expected, got {given}")
-    return shape
-
-
-def _source_name(source: Any) -> str:
-    if isinstance(source, (bytes, bytearray, memoryview)):
-        return "<bytes>"
-    return "<array>" if isinstance(source, np.ndarray) else str(source)
+        raise ShapeError(f"input: (n, 3, h, w) with at least one image and one pixel, at most {LONGEST}, expected, got {given}")
+    return tuple(int(s) for s in shape)

@@ -15,7 +15,6 @@ IMAGES = 1000
 
 pytestmark = [
     pytest.mark.skipif(not DATA, reason="REFVIT_TEST_DATA is not set: no CIFAR-10 images to test with"),
-    pytest.mark.filterwarnings("ignore::refvit.DemonstrationWarning"),
 ]
 
 

@@ -26,7 +26,7 @@ ALLOWED = {
     "vision": {"errors", "files", "graph.ir", "vision"},
     "model": {"errors", "backends", "graph", "models", "vision", "weights", ""},
     "api": {"errors", "backends", "graph", "model", "models", "vision", "weights", ""},
-    "cli": {"errors", "files", "graph", "model", "weights", ""},
+    "cli": {"errors", "files", "graph", "model", "vision", "weights", ""},
     "__main__": {"cli"},
 }
 

@@ -42,6 +42,9 @@ def convert(
 
     WeightsError if no layout, or no model, fits exactly.
     """
+    for name, a in state.items():
+        if not isinstance(name, str) or not isinstance(a, np.ndarray):
+            raise WeightsError(f"a dict of names and NumPy arrays expected, got {name!r:.40}: {type(a).__name__}")
     layout = _recognise(state)
     params = layout.rename(state)
     for name, a in params.items():
@@ -58,7 +61,7 @@ def convert(
         preprocess=Preprocess.from_dict({**layout.preprocess, **(preprocess or {})}).to_dict(),
         labels=default_labels(classes) if labels is None else check_labels(labels, classes),
         source={"layout": layout.name, **assumed, **(source or {})},
-        params={n: np.ascontiguousarray(params[n]) for n in order},
+        params={n: np.asarray(params[n], order="C") for n in order},
     )
 
 
@@ -92,7 +95,12 @@ def _identify(layout: Layout, params: Mapping[str, Array], model: str | None) ->
     found: list[tuple[int, str, Any]] = []
     for name in (model,) if model else layout.models:
         config = dataclasses.replace(architecture(name).config, **overrides)
-        found.append((len(differences(dict(architecture(name).parameters(config)), params)), name, config))
+        found.append((len(differences(architecture(name).parameters(config), params)), name, config))
     _, name, config = min(found, key=lambda f: f[0])
-    require(f"no {name} checkpoint", dict(architecture(name).parameters(config)), params)
+    if model is not None and found[0][0]:
+        for other in layout.models:
+            other_config = dataclasses.replace(architecture(other).config, **overrides)
+            if not differences(architecture(other).parameters(other_config), params):
+                raise WeightsError(f"this is a complete {other} checkpoint, not one of {model}")
+    require(f"no {name} checkpoint", architecture(name).parameters(config), params)
     return name, config

@@ -14,7 +14,7 @@ from weights_convert.layout import Layout, Rule
 
 def _config(params: Mapping[str, Array]) -> dict[str, Any]:
     head = params.get("head.fc.weight")
-    return {} if head is None or head.ndim != 2 else {"num_classes": head.shape[0]}
+    return {} if head is None or head.ndim != 2 or not len(head) else {"num_classes": head.shape[0]}
 
 
 LAYOUT = Layout(

@@ -44,6 +44,7 @@ def draw_classes(pixels: NDArray[np.uint8], rows: Sequence[tuple[str, float]], c
 
 def _fit(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, room: float) -> str:
     """The text, cut with an ellipsis so that it is at most `room` pixels wide."""
+    text = " ".join(text.split())
     if draw.textlength(text, font) <= room:
         return text
     while text and draw.textlength(text + "...", font) > room:

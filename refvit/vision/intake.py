@@ -59,7 +59,7 @@ def read(source: object, *, allow_url: bool = False) -> Picture:
     name = _shown(path)
     if isinstance(source, str) and _URL.match(source):
         if not allow_url:
-            raise ImageError(f"{name}: a URL, and reading from the network is off; pass allow_url=True to allow it")
+            raise ImageError(f"{name}: a URL, and reading from the network is off; allow it by allow_url=True, or --allow-url")
         data = download(source, name)
         return decode(io.BytesIO(data), len(data), name)
     try:
@@ -123,6 +123,17 @@ def expand(source: object, *, allow_url: bool = False) -> tuple[bool, Iterator[A
     if isinstance(source, Iterable) and not hasattr(source, "read") and getattr(source, "ndim", 1) == 1:
         return True, iter(source)
     raise ImageError(_unknown(source))
+
+
+def describe(source: object) -> str:
+    """What a source is called in a Result when it could not be read."""
+    if isinstance(source, (str, os.PathLike)):
+        return _shown(os.fsdecode(source))
+    if isinstance(source, np.ndarray):
+        return "<array>"
+    if isinstance(source, Image.Image):
+        return "<image>"
+    return "<bytes>" if isinstance(source, (bytes, bytearray, memoryview)) else f"<{type(source).__name__}>"
 
 
 def _unknown(source: object) -> str:

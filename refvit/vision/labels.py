@@ -25,8 +25,8 @@ def default_labels(classes: int) -> tuple[str, ...] | None:
 
 def check_labels(labels: Sequence[str], classes: int) -> tuple[str, ...]:
     """The labels as a tuple; ConfigError unless they are `classes` strings."""
-    if isinstance(labels, str) or not all(isinstance(label, str) for label in labels):
-        raise ConfigError(f"labels: a sequence of {classes} strings expected, got {labels!r:.60}")
+    if not isinstance(labels, (list, tuple)) or not all(isinstance(label, str) for label in labels):
+        raise ConfigError(f"labels: a list or tuple of {classes} strings expected, got {labels!r:.60}")
     if len(labels) != classes:
         raise ConfigError(f"labels: the model has {classes} classes, got {len(labels)} labels")
     return tuple(labels)
@@ -39,12 +39,13 @@ def read_labels(path: str | os.PathLike[str]) -> tuple[str, ...]:
     """
     path = Path(path)
     try:
-        text = path.read_text("utf-8")
+        text = path.read_text("utf-8-sig")
         if path.suffix.lower() != ".json":
             return tuple(line.strip() for line in text.splitlines() if line.strip())
         data = json.loads(text)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"labels file {path}: {error}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"labels file {path}: {reason}") from error
     if isinstance(data, dict):
         data = data.get("id2label", data)
     if isinstance(data, dict) and set(data) == {str(i) for i in range(len(data))}:

@@ -163,6 +163,8 @@ def blame(name: str, head: bytes = b"") -> Iterator[None]:
         raise ImageError(f"{name}: not an image, or damaged: it begins with {head!r}; expected {formats}") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(f"{name}: too large for Pillow ({one_line(error)}); shrink it first") from error
+    except MemoryError as error:
+        raise ImageError(f"{name}: not enough memory to decode it; shrink it first") from error
     except Exception as error:
         raise ImageError(f"{name}: damaged or truncated ({one_line(error)}); copy or export the image again") from error
 

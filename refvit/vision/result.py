@@ -22,6 +22,18 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
+DRAWN = 50  # classes that a picture has room for
+KINDS = {".json": "JSON", ".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+
+
+def file_kind(path: Path) -> str:
+    """What `Result.save` writes under this name; ConfigError if nothing."""
+    kind = KINDS.get(path.suffix.lower())
+    if kind is None:
+        raise ConfigError(f"{path}: a name ending in {', '.join(KINDS)} expected")
+    return kind
+
+
 class Prediction(NamedTuple):
     """One class of an answer. `label` is None where the weights name no classes."""
 
@@ -64,8 +76,8 @@ class Result:
 
     def top(self, k: int = 5) -> list[Prediction]:
         """The k most probable classes, best first, ties by index. Raises `error` if the image failed."""
-        if k < 1:
-            raise ConfigError(f"top: at least 1 class expected, got k={k}")
+        if not isinstance(k, int) or k < 1:
+            raise ConfigError(f"top: a whole number of at least 1 expected, got k={k!r}")
         order = np.argsort(-self.probabilities, kind="stable")[:k]
         return [Prediction(self.labels[i] if self.labels else None, float(self.probabilities[i]), int(i)) for i in order]
 
@@ -75,9 +87,11 @@ class Result:
         return _name(self.top(1)[0])
 
     def plot(self, k: int = 5) -> Image.Image:
-        """A picture of the image and its k most probable classes, as a PIL image."""
+        """A picture of the image and its k most probable classes, at most 50, as a PIL image."""
         from refvit.vision.drawing import draw_classes
 
+        if k > DRAWN:
+            raise ConfigError(f"plot: a picture has room for {DRAWN} classes, got k={k}")
         rows = [(_name(p), p.probability) for p in self.top(k)]
         assert self.picture is not None
         return draw_classes(self.picture.pixels, rows, f"{self.provenance.get('model', '')}")
@@ -88,16 +102,13 @@ class Result:
         ConfigError for another suffix, OSError from the file system, `error` if a picture of a failed image was asked for.
         """
         path = Path(path)
-        suffix = path.suffix.lower()
-        formats = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
-        if suffix == ".json":
+        kind = file_kind(path)
+        if kind == "JSON":
             data = (self.to_json(k) + "\n").encode()
-        elif suffix in formats:
-            buffer = io.BytesIO()
-            self.plot(k).save(buffer, formats[suffix])
-            data = buffer.getvalue()
         else:
-            raise ConfigError(f"{path}: a name ending in .json, {', '.join(formats)} expected")
+            buffer = io.BytesIO()
+            self.plot(k).save(buffer, kind)
+            data = buffer.getvalue()
         write_atomic(path, data)
         return path
 

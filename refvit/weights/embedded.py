@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import warnings
 from importlib.resources import as_file, files
 
 from refvit.errors import WeightsError
@@ -11,10 +13,27 @@ DEFAULT = "mobilevit_xxs.cifar10"
 EMBEDDED = (DEFAULT,)
 
 NOTICE = (
-    f"{DEFAULT} is a small demonstration model: it knows ten classes (airplane, automobile, bird, cat, deer, dog, frog, horse, "
-    "ship, truck) and nothing else. For the 1000 classes of ImageNet give a model and its weights, for example timm's "
-    'mobilevit_s.cvnets_in1k as a safetensors file: model="mobilevit_s", weights="model.safetensors".'
+    f"{DEFAULT} is a demonstration: it knows ten classes (airplane, automobile, bird, cat, deer, dog, frog, horse, ship, "
+    "truck) and no others. For ImageNet's 1000 classes give a model and its weights, such as timm's mobilevit_s.cvnets_in1k: "
+    'model="mobilevit_s", weights="model.safetensors" (--model, --weights).'
 )
+
+
+class DemonstrationWarning(UserWarning):
+    """The model in use is the embedded one, which knows ten classes."""
+
+
+_lock = threading.Lock()
+_said = False
+
+
+def say_once() -> None:
+    """Warn with NOTICE, the first time in a process."""
+    global _said
+    with _lock:
+        said, _said = _said, True
+    if not said:
+        warnings.warn(NOTICE, DemonstrationWarning, stacklevel=4)
 
 
 def load_embedded(name: str) -> Weights:

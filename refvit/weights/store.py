@@ -48,8 +48,13 @@ class Weights:
         return digest(self.params)
 
     def astype(self, dtype: str) -> dict[str, Array]:
-        """The parameters in another dtype, read-only."""
-        return {name: _frozen(a.astype(dtype, copy=False)) for name, a in self.params.items()}
+        """The parameters in another dtype, read-only. WeightsError if a finite value does not fit into it."""
+        with np.errstate(over="ignore"):
+            cast = {name: _frozen(a.astype(dtype, copy=False)) for name, a in self.params.items()}
+        for name, a in cast.items():
+            if not np.array_equal(np.isfinite(a), np.isfinite(self.params[name])):
+                raise WeightsError(f"weights {self.name}: {name} holds values too large for {dtype}")
+        return cast
 
 
 def _frozen(a: Array) -> Array:
@@ -62,17 +67,23 @@ def digest(params: Mapping[str, Array]) -> str:
     """sha256 over names, dtypes, shapes and little-endian bytes of the tensors, in the order of the names."""
     h = hashlib.sha256()
     for name in sorted(params):
-        a = np.ascontiguousarray(params[name])
+        a = np.asarray(params[name], order="C")
         a = a.astype(a.dtype.newbyteorder("<"), copy=False)
         h.update(f"{name} {a.dtype.name} {a.shape}\n".encode())
-        h.update(a.data)
+        h.update(a.reshape(-1).data)
     return h.hexdigest()
+
+
+def _header_digest(header: Mapping[str, Any]) -> str:
+    """sha256 over everything in the metadata but itself, so that a changed label or eps is noticed like a changed tensor."""
+    rest = {key: value for key, value in header.items() if key != "header_sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def save(weights: Weights, path: str | os.PathLike[str], *, dtype: str | None = None) -> Path:
     """Write `weights` to `path`, tensors as `dtype` (default: as they are). An existing file is replaced in one step.
 
-    WeightsError if the dtype is unknown or a value does not survive it.
+    WeightsError if the dtype is unknown or a value does not fit into it.
     """
     from safetensors.numpy import save as serialise
 
@@ -81,11 +92,7 @@ def save(weights: Weights, path: str | os.PathLike[str], *, dtype: str | None = 
     if dtype is not None:
         if dtype not in DTYPES:
             raise WeightsError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
-        with np.errstate(over="ignore"):
-            cast = {name: a.astype(dtype) for name, a in params.items()}
-        if lost := [n for n, a in cast.items() if not np.array_equal(np.isfinite(a), np.isfinite(params[n]))]:
-            raise WeightsError(f"{lost[0]}: its values do not fit into {dtype}")
-        params = cast
+        params = weights.astype(dtype)
     header = {
         "format_version": FORMAT_VERSION,
         "model": weights.model,
@@ -96,14 +103,15 @@ def save(weights: Weights, path: str | os.PathLike[str], *, dtype: str | None = 
         "source": dict(weights.source),
         "sha256": digest(params),
     }
-    data = serialise({n: np.ascontiguousarray(a) for n, a in params.items()}, {"refvit": json.dumps(header)})
+    header["header_sha256"] = _header_digest(header)
+    data = serialise({n: np.asarray(a, order="C") for n, a in params.items()}, {"refvit": json.dumps(header)})
     write_atomic(path, data)
     return path
 
 
 def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, Array], dict[str, str]]:
     """Tensors (read-only) and metadata of any safetensors file; WeightsError for whatever is wrong with it."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     path = Path(path)
     if not path.is_file():
@@ -112,8 +120,9 @@ def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, Array], di
         with safe_open(path, framework="numpy") as f:
             metadata = dict(f.metadata() or {})
             return {name: _frozen(f.get_tensor(name)) for name in f.keys()}, metadata  # noqa: SIM118 - not a mapping
-    except (SafetensorError, OSError, TypeError, ValueError, KeyError) as error:
-        raise WeightsError(f"{path}: not a readable safetensors file ({error})") from error
+    except Exception as error:  # SafetensorError, and AttributeError or TypeError for dtypes that NumPy lacks
+        hint = "; save its tensors by safetensors.torch.save_file first" if path.suffix in (".pth", ".pt", ".bin") else ""
+        raise WeightsError(f"{path}: not a readable safetensors file ({error}){hint}") from error
 
 
 def load(path: str | os.PathLike[str]) -> Weights | None:
@@ -131,23 +140,30 @@ def load(path: str | os.PathLike[str]) -> Weights | None:
             raise WeightsError(
                 f"{path}: written in weights format {version}; this refvit reads up to {FORMAT_VERSION}: upgrade refvit"
             )
-        weights = Weights(
-            model=header["model"],
-            tag=header["tag"],
-            config=header["config"],
-            preprocess=header["preprocess"],
-            labels=None if header["labels"] is None else tuple(header["labels"]),
-            source=header["source"],
-            params=params,
-        )
-        expected = header["sha256"]
-    except (KeyError, TypeError, ValueError) as error:
+        kinds: dict[str, Any] = {
+            "model": str,
+            "tag": str,
+            "config": dict,
+            "preprocess": dict,
+            "source": dict,
+            "labels": (list, type(None)),
+        }
+        fields = {name: header[name] for name in kinds}
+        for name, kind in kinds.items():
+            if not isinstance(fields[name], kind):
+                raise ValueError(f"{name} is {fields[name]!r:.40}")
+        labels = fields.pop("labels")
+        weights = Weights(labels=None if labels is None else tuple(labels), params=params, **fields)
+        expected, header_expected, header_found = header["sha256"], header["header_sha256"], _header_digest(header)
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         if isinstance(error, WeightsError):
             raise
-        raise WeightsError(f"{path}: its refvit metadata is damaged ({error!r})") from error
-    if weights.sha256 != expected:
-        raise WeightsError(
-            f"{path}: the tensors are not those that were written: sha256 {weights.sha256[:16]}..., {str(expected)[:16]}... "
-            "expected; get the file again"
-        )
+        reason = f"{error} missing" if isinstance(error, KeyError) else error
+        raise WeightsError(f"{path}: its refvit metadata is damaged ({reason}); get the file again") from error
+    for what, found, written in (("metadata", header_found, header_expected), ("tensors", weights.sha256, expected)):
+        if found != written:
+            raise WeightsError(
+                f"{path}: its {what} are not those that were written: sha256 {found[:16]}..., {str(written)[:16]}... expected; "
+                "get the file again"
+            )
     return weights

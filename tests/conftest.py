@@ -1,0 +1,25 @@
+"""Fixtures for every folder: seeded checkpoints with the original's outputs, and the embedded model."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+import refvit
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """golden("mobilevit_xxs.timm") -> Case, see golden/seeded.py."""
+    spec = importlib.util.spec_from_file_location("seeded", GOLDEN / "seeded.py")
+    seeded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(seeded)
+    return lambda name: seeded.Case(GOLDEN / f"{name}.npz")
+
+
+@pytest.fixture(scope="session")
+def demo():
+    """The embedded ten-class model; one call costs milliseconds."""
+    return refvit.load()
