@@ -137,10 +137,9 @@ def backbone(x: Array, p: Params, *, config: HRNetConfig) -> list[Array]:
 
 
 @block
-def hrnet(x: Array, p: Params, *, config: HRNetConfig) -> Array:
-    """x (n, 3, h, w), sides multiples of 32 -> logits (n, classes): widen the branches, then walk down, adding each (HRNetV2-C)."""
-    eps = config.batch_norm_eps
-    xs = [bottleneck(x, p["incre_modules"][r][0], eps=eps) for r, x in enumerate(backbone(x, p, config=config))]
+def classifier(xs: list[Array], p: Params, *, eps: float) -> Array:
+    """Widen the branches, walk down adding each to the next, average, classify (HRNetV2-C). Four maps -> (n, classes)."""
+    xs = [bottleneck(x, p["incre_modules"][r][0], eps=eps) for r, x in enumerate(xs)]
     y = xs[0]
     for i, x in enumerate(xs[1:]):
         down = p["downsamp_modules"][i]
@@ -149,20 +148,32 @@ def hrnet(x: Array, p: Params, *, config: HRNetConfig) -> Array:
     return linear(mean(y, axes=(2, 3)), **p["classifier"])
 
 
+@block
+def hrnet(x: Array, p: Params, *, config: HRNetConfig) -> Array:
+    """x (n, 3, h, w), sides multiples of 32 -> logits (n, classes)."""
+    return classifier(backbone(x, p, config=config), p, eps=config.batch_norm_eps)
+
+
 Named = Iterator[tuple[str, Shape]]
 
 
 def parameters(config: HRNetConfig) -> Named:
     """Name and shape of every parameter of the classifier."""
     yield from backbone_parameters(config)
-    for r, (c, planes) in enumerate(zip(config.widths, INCREASED, strict=True)):
-        yield from _bottleneck(f"incre_modules.{r}.0", c, planes)
+    yield from classifier_parameters(config.widths, config.num_classes, bias=config.head_bias)
+
+
+def classifier_parameters(widths: tuple[int, ...], classes: int, *, bias: bool, prefix: str = "") -> Named:
+    """Of the classification head on branches of these widths."""
+    for r, (c, planes) in enumerate(zip(widths, INCREASED, strict=True)):
+        yield from _bottleneck(f"{prefix}incre_modules.{r}.0", c, planes)
     for i in range(3):
+        name = f"{prefix}downsamp_modules.{i}"
         below, above = INCREASED[i] * EXPANSION, INCREASED[i + 1] * EXPANSION
-        yield from conv_bn_parameters(f"downsamp_modules.{i}.0", f"downsamp_modules.{i}.1", (above, below, 3, 3), config.head_bias)
-    yield from conv_bn_parameters("final_layer.0", "final_layer.1", (2048, 1024, 1, 1), config.head_bias)
-    yield "classifier.weight", (config.num_classes, 2048)
-    yield "classifier.bias", (config.num_classes,)
+        yield from conv_bn_parameters(f"{name}.0", f"{name}.1", (above, below, 3, 3), bias)
+    yield from conv_bn_parameters(f"{prefix}final_layer.0", f"{prefix}final_layer.1", (2048, 1024, 1, 1), bias)
+    yield f"{prefix}classifier.weight", (classes, 2048)
+    yield f"{prefix}classifier.bias", (classes,)
 
 
 def backbone_parameters(config: HRNetConfig) -> Named:
@@ -190,7 +201,9 @@ def _module(name: str, widths: tuple[int, ...], outputs: int, blocks: int) -> Na
     for r, c in enumerate(widths):
         for b in range(blocks):
             for k in (1, 2):
-                yield from conv_bn_parameters(f"{name}.branches.{r}.{b}.conv{k}", f"{name}.branches.{r}.{b}.bn{k}", (c, c, 3, 3))
+                yield from conv_bn_parameters(
+                    f"{name}.branches.{r}.{b}.conv{k}", f"{name}.branches.{r}.{b}.bn{k}", (c, c, 3, 3)
+                )
     for i in range(outputs):
         for j in range(len(widths)):
             fuse = f"{name}.fuse_layers.{i}.{j}"

@@ -18,9 +18,7 @@ from refvit.weights.params import Params
 REGION_WIDTH, KEY_WIDTH = 512, 256  # of OCR's pixel features and of its queries, keys and values
 CITYSCAPES, COCO_JOINTS = 19, 17
 
-POSE_VARIANTS = {
-    f"hrnet_w{w}_pose": replace(VARIANTS[f"hrnet_w{w}"], head="pose", num_classes=COCO_JOINTS) for w in (32, 48)
-}
+POSE_VARIANTS = {f"hrnet_w{w}_pose": replace(VARIANTS[f"hrnet_w{w}"], head="pose", num_classes=COCO_JOINTS) for w in (32, 48)}
 SEGMENTATION_VARIANTS = {
     f"{name}_seg": replace(config, head="segmentation", num_classes=CITYSCAPES, upsample="bilinear")
     for name, config in {
@@ -78,7 +76,7 @@ TWICE = (("0",), ("1", "0"), ("2",), ("3", "0"))
 
 
 @block
-def object_context(x: Array, regions: Array, p: Params, *, eps: float) -> Array:
+def object_context(x: Array, p: Params, *, regions: Array, eps: float) -> Array:
     """Every pixel asks the object regions what it is part of (equations 2 to 4). x (n, 512, h, w), regions (n, 512, k, 1) -> x's."""
     n, _, h, w = x.shape
     query = conv_bn_relu(x, p["f_pixel"], eps=eps, names=TWICE).reshape(n, KEY_WIDTH, h * w).transpose(0, 2, 1)
@@ -105,7 +103,7 @@ def hrnet_ocr(x: Array, p: Params, *, config: HRNetConfig) -> Array:
     aux = pixel_classifier(x, p["aux_head"], eps=eps)
     x = relu(conv_bn(x, p["conv3x3_ocr"][0], p["conv3x3_ocr"][1], eps=eps))
     head = p["ocr_distri_head"]
-    context = object_context(x, region_representations(x, aux), head["object_context_block"], eps=eps)
+    context = object_context(x, head["object_context_block"], regions=region_representations(x, aux), eps=eps)
     x = conv_bn_relu(concat(context, x, axis=1), head["conv_bn_dropout"], eps=eps)
     return conv2d(x, **p["cls_head"])
 

@@ -16,11 +16,12 @@ from refvit.ops.linear import linear, matmul
 from refvit.ops.movement import broadcast, concat, getitem, pad, reshape, transpose
 from refvit.ops.norm import batch_norm, layer_norm
 from refvit.ops.patches import fold_patches, unfold_patches
-from refvit.ops.pool import mean
+from refvit.ops.pool import adaptive_avg_pool, mean
 from refvit.ops.resize import resize
+from refvit.ops.window import mask_tail, stripe_attention
 
 __all__ = [
-    "add", "attention", "batch_norm", "broadcast", "concat", "conv2d", "fold_patches", "gelu", "getitem", "hardswish",
-    "layer_norm", "linear", "matmul", "mean", "multiply", "pad", "relu", "reshape", "resize", "scale", "sigmoid", "silu",
-    "softmax", "transpose", "unfold_patches",
+    "adaptive_avg_pool", "add", "attention", "batch_norm", "broadcast", "concat", "conv2d", "fold_patches", "gelu", "getitem",
+    "hardswish", "layer_norm", "linear", "mask_tail", "matmul", "mean", "multiply", "pad", "relu", "reshape", "resize", "scale",
+    "sigmoid", "silu", "softmax", "stripe_attention", "transpose", "unfold_patches",
 ]  # fmt: skip
