@@ -43,6 +43,18 @@ class MobileViTConfig:
     batch_norm_eps: float = 1e-5
     layer_norm_eps: float = 1e-5
     num_classes: int = 1000
+    head: str = "classification"  # "deeplabv3" or "ssdlite"
+    output_stride: int = 32  # 16 and 8 keep the last stages' resolution, for segmentation
+
+    @property
+    def strides(self) -> tuple[tuple[int, ...], ...]:
+        """Of the stages' inverted residuals. Stages 2, 3 and 4 end in a MobileViT block."""
+        return (1,), (2, 1, 1), (2,), (1 if self.output_stride == 8 else 2,), (2 if self.output_stride == 32 else 1,)
+
+    @property
+    def dilations(self) -> tuple[int, ...]:
+        """Of the stages' depthwise convolutions: at stride 8 the last one sees twice as far, as published, and nothing else does."""
+        return 1, 1, 1, 1, 2 if self.output_stride == 8 else 1
 
 
 # fmt: off
@@ -54,10 +66,6 @@ VARIANTS = {
 }
 # fmt: on
 
-# The stages' inverted residuals: their strides. Stages 2, 3 and 4 end in a MobileViT block.
-STRIDES = ((1,), (2, 1, 1), (2,), (2,), (2,))
-
-
 @block
 def norm_act(x: Array, p: Params, *, eps: float, act: bool) -> Array:
     """Batch norm and, unless it ends a linear bottleneck, SiLU."""
@@ -66,18 +74,20 @@ def norm_act(x: Array, p: Params, *, eps: float, act: bool) -> Array:
 
 
 @block
-def conv_norm_act(x: Array, p: Params, *, eps: float, act: bool = True, stride: int = 1, groups: int = 1) -> Array:
+def conv_norm_act(
+    x: Array, p: Params, *, eps: float, act: bool = True, stride: int = 1, dilation: int = 1, groups: int = 1
+) -> Array:
     """Convolution without bias, padded so that stride 1 keeps the size; batch norm; SiLU. x (n, c, h, w) -> (n, k, p, q)."""
-    padding = p["conv"]["weight"].shape[-1] // 2
-    x = conv2d(x, **p["conv"], stride=stride, padding=padding, groups=groups)
+    padding = p["conv"]["weight"].shape[-1] // 2 * dilation
+    x = conv2d(x, **p["conv"], stride=stride, padding=padding, dilation=dilation, groups=groups)
     return norm_act(x, p["bn"], eps=eps, act=act)
 
 
 @block
-def inverted_residual(x: Array, p: Params, *, stride: int, eps: float) -> Array:
+def inverted_residual(x: Array, p: Params, *, stride: int, eps: float, dilation: int = 1) -> Array:
     """MobileNetV2's block: expand, filter each channel on its own, project linearly (Sandler et al. 2018, figure 4d)."""
     y = conv_norm_act(x, p["conv1_1x1"], eps=eps)  # (n, hidden, h, w)
-    y = conv_norm_act(y, p["conv2_kxk"], eps=eps, stride=stride, groups=y.shape[1])
+    y = conv_norm_act(y, p["conv2_kxk"], eps=eps, stride=stride, dilation=dilation, groups=y.shape[1])
     y = conv_norm_act(y, p["conv3_1x1"], eps=eps, act=False)  # (n, k, h / stride, w / stride)
     return x + y if x.shape == y.shape else y
 
@@ -102,11 +112,22 @@ def mobilevit_block(x: Array, p: Params, *, depth: int, config: MobileViTConfig)
 
 
 @block
-def stage(x: Array, p: Params, *, strides: tuple[int, ...], depth: int, config: MobileViTConfig) -> Array:
-    """Inverted residuals, then a MobileViT block of `depth` layers if that is not 0."""
+def stage(x: Array, p: Params, *, index: int, config: MobileViTConfig) -> Array:
+    """Inverted residuals, then in stages 2, 3 and 4 a MobileViT block."""
+    strides, dilation = config.strides[index], config.dilations[index]
     for i, stride in enumerate(strides):
-        x = inverted_residual(x, p[i], stride=stride, eps=config.batch_norm_eps)
-    return mobilevit_block(x, p[len(strides)], depth=depth, config=config) if depth else x
+        x = inverted_residual(x, p[i], stride=stride, dilation=dilation, eps=config.batch_norm_eps)
+    return mobilevit_block(x, p[len(strides)], depth=config.depths[index - 2], config=config) if index >= 2 else x
+
+
+def backbone(x: Array, p: Params, *, config: MobileViTConfig) -> list[Array]:
+    """x (n, 3, h, w) -> the outputs of the five stages, at strides 2, 4, 8, 16 and 32 unless the output stride is smaller."""
+    x = conv_norm_act(x, p["stem"], eps=config.batch_norm_eps, stride=2)
+    xs = []
+    for i in range(len(config.widths)):
+        x = stage(x, p["stages"][i], index=i, config=config)
+        xs.append(x)
+    return xs
 
 
 @block
@@ -117,20 +138,23 @@ def head(x: Array, p: Params) -> Array:
 
 @block
 def mobilevit(x: Array, p: Params, *, config: MobileViTConfig) -> Array:
-    """x (n, 3, h, w) -> logits (n, classes). Strides of the stages' outputs: 2, 4, 8, 16, 32."""
-    eps = config.batch_norm_eps
-    x = conv_norm_act(x, p["stem"], eps=eps, stride=2)
-    for i, strides in enumerate(STRIDES):
-        x = stage(x, p["stages"][i], strides=strides, depth=config.depths[i - 2] if i >= 2 else 0, config=config)
-    x = conv_norm_act(x, p["final_conv"], eps=eps)
-    return head(x, p["head"])
+    """x (n, 3, h, w) -> logits (n, classes)."""
+    x = backbone(x, p, config=config)[-1]
+    return head(conv_norm_act(x, p["final_conv"], eps=config.batch_norm_eps), p["head"])
 
 
 def parameters(config: MobileViTConfig) -> Iterator[tuple[str, Shape]]:
-    """Name and shape of every parameter, in the order of execution."""
+    """Name and shape of every parameter of the classifier, in the order of execution."""
+    yield from backbone_parameters(config)
+    yield from _conv_norm("final_conv", (config.head_width, config.widths[-1], 1, 1))
+    yield from affine("head.fc", (config.num_classes, config.head_width))
+
+
+def backbone_parameters(config: MobileViTConfig) -> Iterator[tuple[str, Shape]]:
+    """Name and shape of every parameter of stem and stages."""
     yield from _conv_norm("stem", (config.stem_width, 3, 3, 3))
     width = config.stem_width
-    for i, (out, strides) in enumerate(zip(config.widths, STRIDES, strict=True)):
+    for i, (out, strides) in enumerate(zip(config.widths, config.strides, strict=True)):
         for j in range(len(strides)):
             name, hidden = f"stages.{i}.{j}", width * config.expansion
             yield from _conv_norm(f"{name}.conv1_1x1", (hidden, width, 1, 1))
@@ -139,8 +163,6 @@ def parameters(config: MobileViTConfig) -> Iterator[tuple[str, Shape]]:
             width = out
         if i >= 2:
             yield from _block_parameters(f"stages.{i}.{len(strides)}", out, config.dims[i - 2], config.depths[i - 2], config)
-    yield from _conv_norm("final_conv", (config.head_width, width, 1, 1))
-    yield from _affine("head.fc", (config.num_classes, config.head_width))
 
 
 def _block_parameters(name: str, c: int, d: int, depth: int, config: MobileViTConfig) -> Iterator[tuple[str, Shape]]:
@@ -148,13 +170,13 @@ def _block_parameters(name: str, c: int, d: int, depth: int, config: MobileViTCo
     yield f"{name}.conv_1x1.weight", (d, c, 1, 1)
     for i in range(depth):
         layer = f"{name}.transformer.{i}"
-        yield from _affine(f"{layer}.norm1", (d,))
-        yield from _affine(f"{layer}.attn.qkv", (3 * d, d))
-        yield from _affine(f"{layer}.attn.proj", (d, d))
-        yield from _affine(f"{layer}.norm2", (d,))
-        yield from _affine(f"{layer}.mlp.fc1", (d * config.mlp_ratio, d))
-        yield from _affine(f"{layer}.mlp.fc2", (d, d * config.mlp_ratio))
-    yield from _affine(f"{name}.norm", (d,))
+        yield from affine(f"{layer}.norm1", (d,))
+        yield from affine(f"{layer}.attn.qkv", (3 * d, d))
+        yield from affine(f"{layer}.attn.proj", (d, d))
+        yield from affine(f"{layer}.norm2", (d,))
+        yield from affine(f"{layer}.mlp.fc1", (d * config.mlp_ratio, d))
+        yield from affine(f"{layer}.mlp.fc2", (d, d * config.mlp_ratio))
+    yield from affine(f"{name}.norm", (d,))
     yield from _conv_norm(f"{name}.conv_proj", (c, d, 1, 1))
     yield from _conv_norm(f"{name}.conv_fusion", (c, 2 * c, 3, 3))
 
@@ -165,6 +187,7 @@ def _conv_norm(name: str, shape: Shape) -> Iterator[tuple[str, Shape]]:
         yield f"{name}.bn.{leaf}", shape[:1]
 
 
-def _affine(name: str, shape: Shape) -> Iterator[tuple[str, Shape]]:
+def affine(name: str, shape: Shape) -> Iterator[tuple[str, Shape]]:
+    """Of a layer with weight and bias."""
     yield f"{name}.weight", shape
     yield f"{name}.bias", shape[:1]
