@@ -308,7 +308,7 @@ def test_intermediates(demo):
     assert values["stem"].shape == (2, 16, 32, 32)
     softmax = demo.intermediates(x, "*.softmax")
     assert len(softmax) == 2 + 4 + 3
-    assert all(name.startswith("stages.") and name.endswith("attn.softmax") for name in softmax)
+    assert all(name.startswith("stages.") and name.endswith("attn.attention.softmax") for name in softmax)
     for name, value in softmax.items():
         np.testing.assert_allclose(value.sum(-1), 1, atol=1e-5, err_msg=name)
         assert value.min() >= 0
@@ -405,9 +405,11 @@ def test_unknown_names(call):
         call("mobilevit_x")
     with pytest.raises(UnknownModelError, match="known are mobilevit_xxs, mobilevit_xs, mobilevit_s"):
         call("zzz")
-    with pytest.raises(UnknownModelError, match=r"no weights 'mobilevit_xxs\.imagenet' here; .*mobilevit_xxs\.cifar10"):
+    with pytest.raises(
+        UnknownModelError, match=r"mobilevit_xxs\.imagenet: .* do not come with refvit \(mobilevit_xxs\.cifar10 does\)"
+    ):
         call("mobilevit_xxs.imagenet")
-    with pytest.raises(WeightsError, match="mobilevit_s: no weights given; give a safetensors file"):
+    with pytest.raises(WeightsError, match=r"mobilevit_s: .*timm/mobilevit_s\.cvnets_in1k: download it"):
         call("mobilevit_s")
 
 
@@ -519,3 +521,70 @@ def test_the_warning_comes_once_a_process():
     )
     assert done.stderr.count("DemonstrationWarning") == 1
     assert done.stderr.startswith("<string>:4: ")  # the caller's line, not one of refvit's
+
+
+# what one image, one caller or one file must not do to another
+
+
+def test_an_image_the_network_cannot_take_fails_alone(monkeypatch):
+    model = refvit.load(resize=None, crop=None, enlarge=None)
+    monkeypatch.setattr("refvit.model.LONGEST", 100)
+    long = np.zeros((3, 101, 3), np.uint8)
+    results = list(model.infer([PIXELS, long, PIXELS]))
+    assert [r.error is None for r in results] == [True, False, True]
+    assert "<array>" in str(results[1].error) and "101" in str(results[1].error)
+    with pytest.raises(ShapeError):
+        model.infer(long)
+
+
+def test_too_little_memory_fails_alone(demo, monkeypatch):
+    def compile_graph(graph):
+        if graph.inputs["input"].shape[0] > 1:
+            raise MemoryError
+        return run(graph)
+
+    model = refvit.load()
+    run = model._backend.compile_graph
+    monkeypatch.setattr(model._backend, "compile_graph", compile_graph)
+    assert [r.label for r in model.infer([PIXELS, OTHER])] == [demo.infer(PIXELS).label, demo.infer(OTHER).label]
+    monkeypatch.setattr(model._backend, "compile_graph", lambda graph: (_ for _ in ()).throw(MemoryError()))
+    results = list(refvit.load().infer([PIXELS, OTHER]))
+    assert all("not enough memory" in str(r.error) for r in results)
+
+
+def test_weights_are_not_shared_with_the_caller(xxs):
+    state = {name: a.copy() for name, a in xxs.items()}
+    model = refvit.load("mobilevit_xxs", state)
+    x = x_of(1, 32)
+    before = model(x)
+    state["head.fc.bias"][:] += 5
+    np.testing.assert_array_equal(model(x), before)
+
+
+def test_the_tag_must_be_that_of_the_file(xxs, tmp_path):
+    path = save(load_embedded("mobilevit_xxs.cifar10"), tmp_path / "a.safetensors")
+    assert refvit.load("mobilevit_xxs.cifar10", path).name == "mobilevit_xxs.cifar10"
+    with pytest.raises(WeightsError, match=r"holds the weights of mobilevit_xxs\.cifar10, not of mobilevit_xxs\.other"):
+        refvit.load("mobilevit_xxs.other", path)
+    with pytest.raises(WeightsError, match="the name of weights that come with refvit"):
+        refvit.load("mobilevit_xxs.cifar10", xxs)
+
+
+def test_a_result_keeps_a_preview_only(demo):
+    large = np.random.default_rng(0).integers(0, 256, (700, 1400, 3), np.uint8)
+    result = demo.infer(large)
+    assert result.picture.size == (1400, 700) and result.picture.pixels.shape == (240, 480, 3)
+    assert result.to_dict()["size"] == [1400, 700]
+    np.testing.assert_array_equal(result.logits, demo(demo.preprocess(large)[None])[0])
+
+
+def test_names_mean_the_same_with_composites_expanded(demo):
+    """A kernel that computes attention whole, and the reference that shows its softmax, can be compared by name."""
+    from refvit.backends.numpy import compile_graph
+
+    x = x_of(2, 64)
+    short, long = demo.graph(x.shape), demo.graph(x.shape, expand=True)
+    assert set(short.names()) < set(long.names())
+    ours, expanded = (compile_graph(g.with_outputs(dict(g.names())))(x) for g in (short, long))
+    for name, value in ours.items():
+        np.testing.assert_array_equal(value, expanded[name], err_msg=name)
