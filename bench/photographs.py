@@ -2,7 +2,7 @@
 
     python bench/photographs.py FOLDER [--out bench/results/photographs.json]
 
-FOLDER/CLASS/* are photographs of the ten classes. Each candidate is a pre-processing; the figures are the mean over the classes of
+FOLDER/CLASS/* are photographs of the ten classes. Each candidate is a pre-processing; the figures are the mean over classes of
 their top-1 accuracy (classes have different numbers of photographs), top-1 over all, and the mean negative log-likelihood.
 """
 
