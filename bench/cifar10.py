@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import time
 import zipfile
 from collections.abc import Iterator
@@ -19,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from machine import describe
 
 import refvit
 
@@ -34,17 +33,16 @@ def read_test(archive: str, limit: int | None) -> tuple[list[str], Iterator[byte
 
 def measure(model: refvit.Model, archive: str, limit: int | None) -> dict[str, Any]:
     classes, images = read_test(archive, limit)
-    start, hits, by_class = time.perf_counter(), 0, dict.fromkeys(sorted(set(classes)), 0)
-    for truth, result in zip(classes, model.infer(images, batch_size=64), strict=True):
-        hits += result.label == truth
-        by_class[truth] += result.label == truth
+    start = time.perf_counter()
+    hits = [result.label == truth for truth, result in zip(classes, model.infer(images, batch_size=64), strict=True)]
     seconds = time.perf_counter() - start
-    counts = {c: classes.count(c) for c in by_class}
+    by_class = {c: [hit for hit, truth in zip(hits, classes, strict=True) if truth == c] for c in sorted(set(classes))}
     return {
         "model": model.name,
         "images": len(classes),
-        "top1": hits / len(classes),
-        "top1_by_class": {c: by_class[c] / counts[c] for c in by_class},
+        "top1": sum(hits) / len(hits),
+        "top1_by_class": {c: sum(row) / len(row) for c, row in by_class.items()},
+        "hits_of_every_tenth": sum(hits[::10]),
         "seconds": round(seconds, 1),
         "provenance": model.infer(np.zeros((32, 32, 3), np.uint8)).provenance,
     }
@@ -63,7 +61,7 @@ def main() -> None:
     if args.weights:
         fields = embedded.preprocess.to_dict()
         runs["weights"] = refvit.load("mobilevit_xxs.float32", args.weights, labels=embedded.labels, **fields)
-    report = {"machine": {"platform": platform.platform(), "python": platform.python_version(), "processors": os.cpu_count()}}
+    report: dict[str, Any] = {"machine": describe()}
     for name, model in runs.items():
         report[name] = measure(model, args.archive, args.limit)
         print(f"{name}: top-1 {report[name]['top1']:.4f} of {report[name]['images']} in {report[name]['seconds']} s")

@@ -8,12 +8,15 @@ those were: shrunk straight to 64 it would be sharper than anything the network 
 
 import sys
 
-from refvit.weights.store import save
+from refvit.weights.store import load, save
 from weights_convert import convert_file
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 PREPROCESS = {"resize": 32, "crop": 32, "enlarge": 64, "interpolation": "bilinear"}
 
+if len(sys.argv) != 3:
+    sys.exit(__doc__)
 trained, out = sys.argv[1:]
 weights = convert_file(trained, model="mobilevit_xxs", tag="cifar10", labels=CLASSES, preprocess=PREPROCESS)
-print(save(weights, out, dtype="float16"), weights.sha256)
+path = save(weights, out, dtype="float16")
+print(f"{path}: sha256 of the tensors {load(path).sha256}")

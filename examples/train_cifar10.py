@@ -162,7 +162,9 @@ def main():
         )
         for o in opts
     ]
-    log = {"options": vars(args), "versions": {"torch": torch.__version__, "timm": timm.__version__}, "epochs": []}
+    init = args.init and os.path.basename(args.init)
+    log = {"options": {"epochs": args.epochs, "batch": args.batch, "init": init}, "versions": {}, "epochs": []}
+    log["versions"] = {"torch": torch.__version__, "timm": timm.__version__}
     step = 0
     for epoch in range(args.epochs):
         net.train()

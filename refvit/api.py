@@ -12,7 +12,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 from refvit import backends
 from refvit.errors import ConfigError, UnknownModelError, WeightsError
@@ -23,15 +23,32 @@ from refvit.models import architecture, matching
 from refvit.vision.labels import check_labels, read_labels
 from refvit.vision.preprocess import Preprocess
 from refvit.vision.result import Result
-from refvit.weights.embedded import DEFAULT, EMBEDDED, load_embedded
+from refvit.weights.embedded import DEFAULT, EMBEDDED, HOW_TO_GET, load_embedded, say_once
 from refvit.weights.store import Weights
 from refvit.weights.store import load as load_weights
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    OneImage = bytes | bytearray | Image | Array
+else:
+    OneImage = Any
 
 Labels = Sequence[str] | str | os.PathLike[str]
 WeightsSource = str | os.PathLike[str] | Mapping[str, Array]
 RECENT = 4  # models that `infer` keeps
 
 
+Many = list[Any] | tuple[Any, ...] | Iterator[Any]
+
+
+# One image of a known kind gives a Result, a sequence an iterator; what a path leads to only the file system knows.
+@overload
+def infer(image: OneImage, model: str | Model | None = None, **options: Any) -> Result: ...
+@overload
+def infer(image: Many, model: str | Model | None = None, **options: Any) -> Iterator[Result]: ...
+@overload
+def infer(image: Any, model: str | Model | None = None, **options: Any) -> Any: ...
 def infer(
     image: Any,
     model: str | Model | None = None,
@@ -45,7 +62,7 @@ def infer(
     allow_url: bool = False,
     labels: Labels | None = None,
     **preprocess: Any,
-) -> Result | Iterator[Result]:
+) -> Any:
     """What is in this image? One image gives a Result, many give an iterator of Results.
 
     image: path, URL (with allow_url=True), bytes, PIL image or RGB uint8 ndarray (h, w, 3); for many images a folder, a glob
@@ -68,6 +85,8 @@ def infer(
         ready = model
     else:
         ready = _recent_model(model, weights, options | preprocess)
+    if ready.name == DEFAULT:
+        say_once()
     return ready.infer(image, batch_size=batch_size, allow_url=allow_url)
 
 
@@ -141,9 +160,11 @@ def _find_weights(model: str | None, weights: WeightsSource | None) -> Weights:
         if model in EMBEDDED:
             return load_embedded(model)
         here = ", ".join(EMBEDDED)
-        if tag:
-            raise UnknownModelError(f"no weights {model!r} here; {here} comes with refvit, others by weights=FILE (--weights)")
-        raise WeightsError(f"{model}: no weights given; give a safetensors file by weights=FILE (--weights), or use {here}")
+        raise (UnknownModelError if tag else WeightsError)(
+            f"{model}: these weights do not come with refvit ({here} does); {HOW_TO_GET.format(name=name)}"
+        )
+    if model in EMBEDDED and isinstance(weights, Mapping):
+        raise WeightsError(f"{model} is the name of weights that come with refvit; give {name} or another tag with weights")
     if isinstance(weights, Mapping):
         from weights_convert import convert
 
@@ -152,8 +173,10 @@ def _find_weights(model: str | None, weights: WeightsSource | None) -> Weights:
     if found is None:
         from weights_convert import convert_file
 
-        return convert_file(weights, model=name or None, tag=tag)
-    if model is not None and name != found.model:
+        found = convert_file(weights, model=name or None, tag=tag)
+        if found.name in EMBEDDED:
+            raise WeightsError(f"{model} is the name of weights that come with refvit; give {name} or another tag with weights")
+    if model is not None and (name != found.model or tag not in ("", found.tag)):
         raise WeightsError(f"{os.fspath(weights)}: holds the weights of {found.name}, not of {model}")
     return found
 

@@ -66,6 +66,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         except (BackendError, UnsupportedError, ImportError) as error:
             _say(f"error: {error}")
             return ENVIRONMENT
+        except MemoryError as error:
+            _say(f"error: not enough memory {error}; give a smaller --batch-size or image")
+            return ENVIRONMENT
         except (RefvitError, OSError) as error:
             _say(f"error: {error}")
             return USAGE
@@ -95,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
         "--save", metavar="OUT", help="image with its top classes (.png .jpg .webp) or data (.json); a folder for many"
     )
     infer.add_argument("--backend", default="auto", help="see `refvit info` (default auto)")
-    infer.add_argument("--dtype", metavar="DTYPE", help="float32 (default) or float64")
+    infer.add_argument("--dtype", metavar="DTYPE", help="float32 (default), float64 or float16")
     infer.add_argument("--batch-size", type=_positive, metavar="N", help="images computed at once, for many (default 8)")
     infer.add_argument("--allow-url", action="store_true", help="let images be fetched from http(s) URLs")
     pre = infer.add_argument_group("pre-processing", "replaces what the weights ask for, for a checkpoint of your own")

@@ -137,7 +137,7 @@ class Model:
                     answers[i] = Result(describe(source), error=error, provenance=self._provenance())
             for group in ready.values():
                 indices, pictures, inputs = zip(*group, strict=True)
-                answers.update(zip(indices, self._answer(list(pictures), list(inputs)), strict=True))
+                answers.update(zip(indices, self._answer_each(list(pictures), list(inputs)), strict=True))
             yield from (answers[i] for i in range(len(chunk)))
         if not isinstance(ended, StopIteration):
             raise ended
@@ -149,11 +149,22 @@ class Model:
         except ImageError as error:
             raise ImageError(f"{picture.source}: {error}") from None
 
+    def _answer_each(self, pictures: list[Picture], inputs: list[Array]) -> list[Result]:
+        """As `_answer`, but what the network cannot take, or memory does not hold, is that image's error alone."""
+        try:
+            return self._answer(pictures, inputs)
+        except (RefvitError, MemoryError) as error:
+            if len(pictures) > 1:
+                return [r for p, x in zip(pictures, inputs, strict=True) for r in self._answer_each([p], [x])]
+            reason = f"not enough memory for {dims(inputs[0].shape)} pixels" if isinstance(error, MemoryError) else error
+            failure = ImageError(f"{pictures[0].source}: {reason}")
+            return [Result(pictures[0].source, error=failure, provenance=self._provenance())]
+
     def _answer(self, pictures: list[Picture], inputs: list[Array]) -> list[Result]:
         logits = self(np.stack(inputs))
         assert isinstance(logits, np.ndarray)
         provenance = self._provenance()
-        return [Result(p.source, y, self.labels, p, provenance) for p, y in zip(pictures, logits, strict=True)]
+        return [Result(p.source, y, self.labels, p.preview(), provenance) for p, y in zip(pictures, logits, strict=True)]
 
     def _provenance(self) -> dict[str, Any]:
         import PIL

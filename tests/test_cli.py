@@ -188,7 +188,7 @@ def test_notes_are_told(run, tmp_path):
     ("options", "code", "part"),
     [
         (["--model", "mobilevit_x"], 2, "did you mean mobilevit_xs"),
-        (["--model", "mobilevit_s"], 2, "no weights given"),
+        (["--model", "mobilevit_s"], 2, "do not come with refvit"),
         (["--model", "mobilevit_xxs.imagenet"], 2, "mobilevit_xxs.cifar10"),
         (["--weights", "gone.safetensors"], 2, "gone.safetensors: no such weights file"),
         (["--backend", "tpu"], 3, "unknown backend 'tpu'; known are auto, numpy"),

@@ -17,7 +17,7 @@ from refvit.models import architecture
 from refvit.vision.labels import check_labels, default_labels
 from refvit.vision.preprocess import Preprocess
 from refvit.weights.check import differences, require
-from refvit.weights.store import Weights, read_safetensors
+from refvit.weights.store import Weights, frozen, read_safetensors
 from weights_convert import mobilevit_timm
 from weights_convert.layout import Layout
 
@@ -52,7 +52,9 @@ def convert(
             raise WeightsError(f"{name}: floating-point values expected, got {a.dtype}")
     name, config = _identify(layout, params, model)
     classes = config.num_classes
-    assumed = {"labels": "ImageNet-1k, assumed from 1000 classes"} if labels is None and classes == 1000 else {}
+    assumed = {} if preprocess else {"preprocess": f"that of the published weights of layout {layout.name}, assumed"}
+    if labels is None and classes == 1000:
+        assumed["labels"] = "ImageNet-1k, assumed from 1000 classes"
     order = [n for n, _ in architecture(name).parameters(config)]
     return Weights(
         model=name,
@@ -61,7 +63,7 @@ def convert(
         preprocess=Preprocess.from_dict({**layout.preprocess, **(preprocess or {})}).to_dict(),
         labels=default_labels(classes) if labels is None else check_labels(labels, classes),
         source={"layout": layout.name, **assumed, **(source or {})},
-        params={n: np.asarray(params[n], order="C") for n in order},
+        params={n: frozen(np.array(params[n], order="C")) for n in order},
     )
 
 

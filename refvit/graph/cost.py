@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from refvit.graph.ir import OPS, Graph, Node, Shape, dims, size
 
@@ -29,18 +29,25 @@ def parameter_count(names_and_shapes: Iterable[tuple[str, Shape]]) -> int:
 
 def node_cost(graph: Graph, node: Node) -> Cost:
     """Cost of one node. A convolution counts the MACs of its padding, attention those of both its products."""
-    rule = OPS[node.op].macs
-    values = [None if i is None else graph.value(i) for i in node.inputs]
-    macs = 0 if rule is None else rule(*values, **node.attrs)
-    params = parameter_count((s, tuple(graph.params[s].shape)) for s in node.sources if s in graph.params)
-    moved = size(node) + sum(size(v) for v in values if v is not None)
-    return Cost(node.name, params, macs, 4 * moved, node.shape)
+    return _cost(graph, node.name, [node])
 
 
 def total_cost(graph: Graph) -> Cost:
     """Cost of the whole graph; the shape is that of its first output."""
     first = graph.value(next(iter(graph.outputs.values())))
-    return _sum("total", [node_cost(graph, n) for n in graph], tuple(first.shape))
+    return replace(_cost(graph, "total", list(graph)), shape=tuple(first.shape))
+
+
+def _cost(graph: Graph, name: str, nodes: list[Node]) -> Cost:
+    macs = moved = 0
+    for node in nodes:
+        rule = OPS[node.op].macs
+        values = [None if i is None else graph.value(i) for i in node.inputs]
+        macs += 0 if rule is None else rule(*values, **node.attrs)
+        moved += size(node) + sum(size(v) for v in values if v is not None)
+    read = dict.fromkeys(s for node in nodes for s in node.sources if s in graph.params)  # a shared parameter counts once
+    params = parameter_count((s, tuple(graph.params[s].shape)) for s in read)
+    return Cost(name, params, macs, 4 * moved, nodes[-1].shape)
 
 
 def block_of(node: Node, depth: int) -> str:
@@ -59,14 +66,10 @@ def block_of(node: Node, depth: int) -> str:
 
 def block_costs(graph: Graph, depth: int = 1) -> list[Cost]:
     """Costs of the blocks (see `block_of`), in the order of execution."""
-    blocks: dict[str, list[Cost]] = {}
+    blocks: dict[str, list[Node]] = {}
     for node in graph:
-        blocks.setdefault(block_of(node, depth), []).append(node_cost(graph, node))
-    return [_sum(name, costs, costs[-1].shape) for name, costs in blocks.items()]
-
-
-def _sum(name: str, costs: list[Cost], shape: Shape) -> Cost:
-    return Cost(name, sum(c.params for c in costs), sum(c.macs for c in costs), sum(c.bytes for c in costs), shape)
+        blocks.setdefault(block_of(node, depth), []).append(node)
+    return [_cost(graph, name, nodes) for name, nodes in blocks.items()]
 
 
 @dataclass(frozen=True)

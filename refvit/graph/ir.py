@@ -42,7 +42,7 @@ class Op:
     function: Callable[..., Any]  # the NumPy definition
     shape: Callable[..., Shape]  # result shape; raises ShapeError, so it is the argument check as well
     macs: Callable[..., int] | None  # multiply-accumulates; None where the op has none
-    tensors: tuple[str, ...]  # names of the tensor parameters; a single "*xs" for an op of any number of them
+    tensors: tuple[str, ...]  # names of the tensor parameters; a single "*name" for an op of any number of them
     defaults: Mapping[str, Any]  # of the attributes that have one
     composite: bool  # its definition is written in other ops and can be traced in their place
 
@@ -128,8 +128,15 @@ class Graph:
         return ordered
 
     def with_outputs(self, outputs: Mapping[str, str]) -> Graph:
-        """The same graph with other results."""
-        return Graph(self.inputs, self.params, self.nodes, outputs, self.aliases).verify()
+        """The graph for other results, without the nodes that none of them needs."""
+        needed = set(outputs.values())
+        for node in reversed(list(self)):
+            if node.name in needed:
+                needed.update(node.sources)
+        nodes = {name: node for name, node in self.nodes.items() if name in needed}
+        here = {*nodes, *self.params, *self.inputs}
+        aliases = {path: value for path, value in self.aliases.items() if value in here}
+        return Graph(self.inputs, self.params, nodes, outputs, aliases).verify()
 
     def verify(self) -> Graph:
         """Check every invariant and return self; GraphError names the first node that breaks one."""
@@ -144,7 +151,7 @@ class Graph:
                 raise GraphError(f"{name}: unknown op {node.op!r}; known are {', '.join(sorted(OPS))}")
             if missing := [s for s in node.sources if s not in known]:
                 raise GraphError(f"{name}: reads {missing[0]!r}, which is not computed before it")
-            if op.tensors != ("*xs",) and len(node.inputs) != len(op.tensors):
+            if not op.variadic and len(node.inputs) != len(op.tensors):
                 raise GraphError(f"{name}: {node.op} takes the tensors {op.tensors}, got {node.inputs}")
             try:
                 shape = op.shape(*[None if i is None else known[i] for i in node.inputs], **node.attrs)
@@ -157,6 +164,8 @@ class Graph:
             for public, name in table.items():
                 if name not in known:
                     raise GraphError(f"{kind} {public!r} is the value {name!r}, which does not exist")
+        if both := sorted(set(self.aliases) & set(self.nodes)):
+            raise GraphError(f"{both[0]} is the name of a block and of a node")
         if not self.outputs:
             raise GraphError("a graph needs at least one output")
         return self

@@ -100,6 +100,7 @@ class Trace:
         return Tensor(self, name, shape)
 
     def record(self, op: Op, tensors: tuple[Any, ...], attrs: Mapping[str, Any]) -> Tensor:
+        attrs = {name: _plain(value) for name, value in attrs.items()}
         for value in tensors:
             if value is not None and (type(value) is not Tensor or value.trace is not self):
                 what = "a tensor of another trace" if type(value) is Tensor else f"a {type(value).__name__}"
@@ -108,14 +109,22 @@ class Trace:
             raise TraceError(f"{op.name} in {self.scope or 'the model'}: the attribute {wrong[0]} is a tensor")
         shape = op.shape(*tensors, **attrs)
         if op.composite and self.expand:
-            name = self._unique(self._join(op.name))
-            result: Tensor = op.function(*tensors, **attrs)
+            outer, name = self.scope, self._unique(self._join(op.name))
+            self.scope = name  # so that the names outside are the same whether or not it is expanded
+            try:
+                result: Tensor = op.function(*tensors, **attrs)
+            finally:
+                self.scope = outer
             self.aliases[name] = result.name
             return result
         name = self._unique(self._base(op, tensors))
         inputs = tuple(None if t is None else t.name for t in tensors)
         self.nodes[name] = Node(name, op.name, inputs, attrs, shape, self.scope)
         return Tensor(self, name, shape)
+
+    def alias(self, path: str, value: Tensor) -> None:
+        """Name a block's result; a second call of the same block gets a number."""
+        self.aliases[self._unique(path)] = value.name
 
     def _base(self, op: Op, tensors: tuple[Any, ...]) -> str:
         """The module path of the op's weights; without weights, or where that is the block itself, block path and op."""
@@ -162,6 +171,8 @@ def op(
         attributes = [p for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY]
         tensors = [p for p in signature.parameters.values() if p.kind is not p.KEYWORD_ONLY]
         names = tuple(f"*{p.name}" if p.kind is p.VAR_POSITIONAL else p.name for p in tensors)
+        if not tensors or (names[-1].startswith("*") and len(names) > 1):
+            raise TypeError(f"{function.__name__}: an op takes named tensors, at least one, or any number of them by *xs alone")
         defaults = {p.name: p.default for p in attributes if p.default is not p.empty}
         entry = Op(function.__name__, function, shape, macs, names, defaults, composite)
         OPS[entry.name] = entry
@@ -194,14 +205,13 @@ def _plain(value: Any) -> Any:
 def block(function: Callable[P, R]) -> Callable[P, R]:
     """Mark `function(x, p, ...)` as the block that owns the parameters `p`: it names nodes, intermediates and errors.
 
-    x is a tensor or a list of them, as the branches of a network are; of a list that is returned, item i is called `path.i`.
+    x is a tensor or a list of them, as the branches of a network are; of a list that is returned, item i is called `path:i`.
     """
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         x, p = args[0], args[1]
-        first = next(iter(x), None) if isinstance(x, (list, tuple)) else x
-        trace = first.trace if type(first) is Tensor else None
+        trace = _trace_of(x)
         outer = trace.scope if trace else ""
         try:
             if trace:
@@ -217,12 +227,22 @@ def block(function: Callable[P, R]) -> Callable[P, R]:
             if trace:
                 trace.scope = outer
         if trace and p.path:
-            many = isinstance(y, (list, tuple))
-            results = {f"{p.path}.{i}": v for i, v in enumerate(y)} if many else {p.path: y}  # type: ignore[arg-type, var-annotated]
-            trace.aliases |= {path: v.name for path, v in results.items() if type(v) is Tensor}
+            results = {f"{p.path}:{i}": v for i, v in enumerate(y)} if isinstance(y, (list, tuple)) else {p.path: y}
+            for path, value in results.items():
+                if type(value) is Tensor:
+                    trace.alias(path, value)
         return y
 
     return call
+
+
+def _trace_of(x: Any) -> Trace | None:
+    """The trace that a tensor, or the first of several in a list or dict, belongs to."""
+    if isinstance(x, dict):
+        x = list(x.values())
+    if isinstance(x, (list, tuple)):
+        return next((t for t in map(_trace_of, x) if t), None)
+    return x.trace if type(x) is Tensor else None
 
 
 def trace(

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-SIDE = 480  # pixels of the image's longer side in a drawing
+from refvit.vision.pixels import PREVIEW
+
 PANEL = 340
 ROW = 44
 MARGIN = 16
@@ -18,7 +19,7 @@ INK, MUTED, BAR, TRACK, PAPER = "#1b1f24", "#6a737d", "#2f6fde", "#e8ebef", "#ff
 def draw_classes(pixels: NDArray[np.uint8], rows: Sequence[tuple[str, float]], caption: str) -> Image.Image:
     """The image (h, w, 3) beside one bar a class; `rows` holds names and probabilities in [0, 1], best first."""
     picture = Image.fromarray(pixels)
-    factor = SIDE / max(picture.size)
+    factor = PREVIEW / max(picture.size)
     size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
     picture = picture.resize(size, Image.Resampling.LANCZOS if factor < 1 else Image.Resampling.BICUBIC)
     panel_height = 2 * MARGIN + ROW * len(rows) + 20

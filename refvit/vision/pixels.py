@@ -20,6 +20,7 @@ from refvit.errors import ImageError
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 MAX_PIXELS = 2**27  # of one image
 MAX_BYTES = 2**29  # of one file
+PREVIEW = 480  # pixels of the longer side of what a Result keeps
 # By EXIF orientation 2 to 8: the names of Image.Transpose that turn the image upright.
 _TURNS = ["FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90"]
 _UPRIGHT = {tag: Image.Transpose[turn] for tag, turn in enumerate(_TURNS, 2)}
@@ -27,19 +28,23 @@ _UPRIGHT = {tag: Image.Transpose[turn] for tag, turn in enumerate(_TURNS, 2)}
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """One decoded image: `pixels` is uint8 (h, w, 3) RGB, contiguous and read-only.
+    """One decoded image: `pixels` is uint8 (h, w, 3) RGB, contiguous and read-only; `size` is (width, height).
 
-    `source` is the path or URL, or "<bytes>", "<array>", "<image>"; `notes` are lines on what was done to the image.
+    `source` is the path or URL, or "<bytes>", "<array>", "<image>". `notes` are one-liners on what was done to the image.
     """
 
     pixels: npt.NDArray[np.uint8]
     source: str
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...]
+    size: tuple[int, int]  # after the EXIF orientation; of a preview that of the original
 
-    @property
-    def size(self) -> tuple[int, int]:
-        """(width, height) in pixels, after the EXIF orientation."""
-        return self.pixels.shape[1], self.pixels.shape[0]
+    def preview(self) -> Picture:
+        """The same with at most PREVIEW pixels a side: a thousand results must not hold a thousand photographs."""
+        if max(self.size) <= PREVIEW:
+            return self
+        small = Image.fromarray(self.pixels)
+        small.thumbnail((PREVIEW, PREVIEW), Image.Resampling.LANCZOS)
+        return seal(np.asarray(small), self.source, list(self.notes), self.size)
 
 
 def check_array(array: npt.NDArray[Any], name: str = "<array>") -> npt.NDArray[np.uint8]:
@@ -174,9 +179,10 @@ def _check_size(width: int, height: int, name: str) -> None:
         raise ImageError(f"{name}: {width} x {height} pixels; at most {MAX_PIXELS} in all are read, so shrink it first")
 
 
-def seal(pixels: npt.NDArray[np.uint8], name: str, notes: list[str]) -> Picture:
+def seal(pixels: npt.NDArray[np.uint8], name: str, notes: list[str], size: tuple[int, int] | None = None) -> Picture:
+    """A Picture of pixels that nobody else writes to."""
     pixels.flags.writeable = False
-    return Picture(pixels, name, tuple(notes))
+    return Picture(pixels, name, tuple(notes), size or (pixels.shape[1], pixels.shape[0]))
 
 
 def one_line(error: BaseException) -> str:

@@ -49,7 +49,7 @@ class Result:
     source: path or URL of the image, or "<bytes>", "<array>", "<image>"
     logits: (classes,) raw output of the model; None if the image failed
     labels: names of the classes, or None
-    picture: the decoded image with the notes taken while reading it; None if the image failed
+    picture: a preview of the image, its size and the notes taken while reading it; None if the image failed
     provenance: model, weights, sha256 of the tensors, backend, dtype, pre-processing and versions
     error: what went wrong with this image, or None
     """

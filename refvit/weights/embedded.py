@@ -12,10 +12,13 @@ from refvit.weights.store import Weights, load
 DEFAULT = "mobilevit_xxs.cifar10"
 EMBEDDED = (DEFAULT,)
 
+HOW_TO_GET = (
+    "timm's ImageNet weights are the model.safetensors of https://huggingface.co/timm/{name}.cvnets_in1k: download it and give "
+    'model="{name}", weights="model.safetensors" (--model, --weights)'
+)
 NOTICE = (
     f"{DEFAULT} is a demonstration: it knows ten classes (airplane, automobile, bird, cat, deer, dog, frog, horse, ship, "
-    "truck) and no others. For ImageNet's 1000 classes give a model and its weights, such as timm's mobilevit_s.cvnets_in1k: "
-    'model="mobilevit_s", weights="model.safetensors" (--model, --weights).'
+    f"truck) and no others. For 1000 classes, {HOW_TO_GET.format(name='mobilevit_s')}."
 )
 
 
@@ -33,7 +36,7 @@ def say_once() -> None:
     with _lock:
         said, _said = _said, True
     if not said:
-        warnings.warn(NOTICE, DemonstrationWarning, stacklevel=4)
+        warnings.warn(NOTICE, DemonstrationWarning, stacklevel=3)  # the line that called infer
 
 
 def load_embedded(name: str) -> Weights:

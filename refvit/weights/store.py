@@ -50,14 +50,15 @@ class Weights:
     def astype(self, dtype: str) -> dict[str, Array]:
         """The parameters in another dtype, read-only. WeightsError if a finite value does not fit into it."""
         with np.errstate(over="ignore"):
-            cast = {name: _frozen(a.astype(dtype, copy=False)) for name, a in self.params.items()}
+            cast = {name: frozen(a.astype(dtype, copy=False)) for name, a in self.params.items()}
         for name, a in cast.items():
             if not np.array_equal(np.isfinite(a), np.isfinite(self.params[name])):
                 raise WeightsError(f"weights {self.name}: {name} holds values too large for {dtype}")
         return cast
 
 
-def _frozen(a: Array) -> Array:
+def frozen(a: Array) -> Array:
+    """A view that cannot be written to."""
     a = a.view()
     a.flags.writeable = False
     return a
@@ -119,7 +120,7 @@ def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, Array], di
     try:
         with safe_open(path, framework="numpy") as f:
             metadata = dict(f.metadata() or {})
-            return {name: _frozen(f.get_tensor(name)) for name in f.keys()}, metadata  # noqa: SIM118 - not a mapping
+            return {name: frozen(f.get_tensor(name)) for name in f.keys()}, metadata  # noqa: SIM118 - not a mapping
     except Exception as error:  # SafetensorError, and AttributeError or TypeError for dtypes that NumPy lacks
         hint = "; save its tensors by safetensors.torch.save_file first" if path.suffix in (".pth", ".pt", ".bin") else ""
         raise WeightsError(f"{path}: not a readable safetensors file ({error}){hint}") from error

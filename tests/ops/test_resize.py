@@ -62,7 +62,7 @@ def axis_taps(i, size, out, mode, align_corners, antialias=False):
 
 
 def antialias_taps(i, size, out, mode):
-    """Pillow's recipe (spec/preprocessing.md, section 1)."""
+    """Pillow's recipe."""
     step = size / out
     stretch = max(step, 1.0)
     reach, centre = (1 if mode == "bilinear" else 2) * stretch, (i + 0.5) * step

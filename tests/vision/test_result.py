@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from refvit.errors import ConfigError, ImageError
-from refvit.vision.drawing import PANEL, SIDE
-from refvit.vision.pixels import Picture
+from refvit.vision.drawing import PANEL
+from refvit.vision.pixels import PREVIEW, Picture
 from refvit.vision.result import DRAWN, Prediction, Result
 
 RNG = np.random.default_rng(5)
@@ -20,7 +20,12 @@ LABELS = ("ant", "bee", "cat", "dog")
 
 def result(logits=(0.0, 3.0, 1.0, 2.0), labels=LABELS, pixels=PIXELS, **fields):
     return Result(
-        "a.png", np.array(logits, np.float32), labels, Picture(pixels, "a.png", ("a note",)), {"model": "toy"}, **fields
+        "a.png",
+        np.array(logits, np.float32),
+        labels,
+        Picture(pixels, "a.png", ("a note",), (pixels.shape[1], pixels.shape[0])),
+        {"model": "toy"},
+        **fields,
     )
 
 
@@ -148,13 +153,13 @@ def array(image):
 
 
 def test_the_picture_shows_the_image_beside_the_classes():
-    pixels = np.zeros((SIDE, SIDE, 3), np.uint8)
-    pixels[: SIDE // 2] = (255, 0, 0)
-    pixels[SIDE // 2 :, SIDE // 2 :] = (0, 0, 255)
+    pixels = np.zeros((PREVIEW, PREVIEW, 3), np.uint8)
+    pixels[: PREVIEW // 2] = (255, 0, 0)
+    pixels[PREVIEW // 2 :, PREVIEW // 2 :] = (0, 0, 255)
     drawn = array(result(pixels=pixels).plot())
-    assert drawn.shape == (SIDE, SIDE + PANEL, 3)
-    np.testing.assert_array_equal(drawn[:, :SIDE], pixels)
-    panel = drawn[:, SIDE:]
+    assert drawn.shape == (PREVIEW, PREVIEW + PANEL, 3)
+    np.testing.assert_array_equal(drawn[:, :PREVIEW], pixels)
+    panel = drawn[:, PREVIEW:]
     assert tuple(panel[-1, -1]) == (255, 255, 255)
     assert (panel < 128).all(-1).any()  # ink
 
@@ -168,7 +173,7 @@ def test_the_image_itself_is_not_drawn_on():
 def blue(image):
     """Pixels of bars, row by row of the picture."""
     r, _, b = np.moveaxis(array(image), -1, 0)
-    return ((b - r) > 120)[:, SIDE:].sum(1).max()
+    return ((b - r) > 120)[:, PREVIEW:].sum(1).max()
 
 
 def test_the_picture_follows_the_answer():
@@ -179,13 +184,13 @@ def test_the_picture_follows_the_answer():
     np.testing.assert_array_equal(array(first), array(result(pixels=wide).plot()))
     sure, unsure = result((9, 0, 0, 0), pixels=wide).plot(1), result((0, 0, 0, 0), pixels=wide).plot(1)
     assert blue(sure) == pytest.approx(4 * blue(unsure), rel=0.05)
-    assert result(pixels=wide).plot(1).size == (SIDE + PANEL, SIDE)
+    assert result(pixels=wide).plot(1).size == (PREVIEW + PANEL, PREVIEW)
 
 
 def test_long_names_stay_off_the_numbers():
     wide = np.full((10, 10, 3), 255, np.uint8)
     short, long = (array(result((9, 0, 0, 0), (name,) * 4, wide).plot(1)) for name in ("M" * 3, "M" * 300))
-    right = slice(SIDE + PANEL - 75, None)  # the number and what is right of it
+    right = slice(PREVIEW + PANEL - 75, None)  # the number and what is right of it
     np.testing.assert_array_equal(short[:60, right], long[:60, right])
     assert long.shape == short.shape
 
@@ -198,7 +203,7 @@ def test_odd_names_are_drawn(label):
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 3000), (3000, 1), (2, 5), (700, 900)])
 def test_any_aspect_ratio(height, width):
     drawn = result(pixels=np.full((height, width, 3), 77, np.uint8)).plot()
-    factor = SIDE / max(height, width)
+    factor = PREVIEW / max(height, width)
     assert drawn.width == max(1, round(width * factor)) + PANEL
     assert drawn.height >= 4 * 44
     assert (array(drawn) == 77).all(-1).sum() >= round(height * factor) * round(width * factor)
@@ -206,7 +211,7 @@ def test_any_aspect_ratio(height, width):
 
 def test_many_classes_make_a_higher_picture():
     many = result(RNG.standard_normal(40), tuple(str(i) for i in range(40)))
-    assert many.plot(40).height > many.plot(5).height == SIDE
+    assert many.plot(40).height > many.plot(5).height == PREVIEW
     assert many.plot(40).height < 40 * 60
 
 

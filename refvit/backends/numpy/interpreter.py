@@ -22,7 +22,9 @@ def compile_graph(graph: Graph) -> Executable:
     uses = Counter(source for node in graph for source in node.sources)
     uses.update(graph.outputs.values())
     (name,) = graph.inputs
-    dtypes = {p.dtype for p in graph.params.values()}  # type: ignore[attr-defined]
+    if missing := [n for n, p in graph.params.items() if not isinstance(p, np.ndarray)]:
+        raise GraphError(f"{missing[0]}: only its shape is known; trace with the arrays to run a graph")
+    dtypes = {p.dtype for p in graph.params.values() if isinstance(p, np.ndarray)}
 
     def run(x: Array) -> dict[str, Array]:
         if x.shape != graph.inputs[name].shape:
