@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from refvit.errors import UnknownModelError
 from refvit.graph.ir import Shape
-from refvit.models import mobilevit, vit
+from refvit.models import hrnet, hrvit, mobilevit, vit
+from refvit.models import hrnet_heads as high
+from refvit.models import hrvit_heads as cross
+from refvit.models import mobilevit_heads as seen
 
 
 @dataclass(frozen=True)
@@ -25,13 +28,32 @@ class Architecture:
     parameters: Callable[[Any], Iterable[tuple[str, Shape]]]
 
 
-ARCHITECTURES = {
-    name: Architecture(name, "classification", config, (256, 256), mobilevit.mobilevit, mobilevit.parameters)
-    for name, config in mobilevit.VARIANTS.items()
-}
-for _name, _config in vit.VARIANTS.items():
-    _side = _config.image_size
-    ARCHITECTURES[_name] = Architecture(_name, "classification", _config, (_side, _side), vit.vit, vit.parameters)
+def _family(
+    variants: Mapping[str, Any],
+    forward: Callable[..., Any],
+    parameters: Callable[[Any], Iterable[tuple[str, Shape]]],
+    task: str,
+    size: tuple[int, int],
+) -> dict[str, Architecture]:
+    return {name: Architecture(name, task, config, size, forward, parameters) for name, config in variants.items()}
+
+
+CLASSES, PIXELS, BOXES, JOINTS = "classification", "segmentation", "detection", "pose"
+# fmt: off
+ARCHITECTURES = (
+    {n: Architecture(n, CLASSES, c, (c.image_size, c.image_size), vit.vit, vit.parameters) for n, c in vit.VARIANTS.items()}
+    | _family(mobilevit.VARIANTS, mobilevit.mobilevit, mobilevit.parameters, CLASSES, (256, 256))
+    | _family(seen.DEEPLABV3_VARIANTS, seen.mobilevit_deeplabv3, seen.deeplabv3_parameters, PIXELS, (512, 512))
+    | _family(seen.SSDLITE_VARIANTS, seen.mobilevit_ssdlite, seen.ssdlite_parameters, BOXES, (320, 320))
+    | _family(hrnet.VARIANTS, hrnet.hrnet, hrnet.parameters, CLASSES, (224, 224))
+    | _family(high.SEGMENTATION_VARIANTS, high.hrnet_segmentation, high.segmentation_parameters, PIXELS, (1024, 2048))
+    | _family(high.OCR_VARIANTS, high.hrnet_ocr, high.ocr_parameters, PIXELS, (1024, 2048))
+    | _family(high.POSE_VARIANTS, high.hrnet_pose, high.pose_parameters, JOINTS, (256, 192))
+    | _family(hrvit.VARIANTS, hrvit.hrvit, hrvit.parameters, CLASSES, (224, 224))
+    | _family(cross.SEGFORMER_VARIANTS, cross.hrvit_segmentation, cross.segformer_parameters, PIXELS, (512, 512))
+    | _family(cross.UPERNET_VARIANTS, cross.hrvit_segmentation, cross.upernet_parameters, PIXELS, (512, 512))
+)
+# fmt: on
 
 
 def architecture(name: str) -> Architecture:

@@ -1,4 +1,4 @@
-"""HRNet (Wang et al. 2019, arXiv:1908.07919; Sun et al. 2019, arXiv:1902.09212): high resolution all the way, beside lower ones.
+"""HRNet (Wang et al. 2019, arXiv:1908.07919; Sun et al. 2019, arXiv:1902.09212): high resolution all the way through.
 
 Four branches at strides 4, 8, 16 and 32 run in parallel and exchange what they know in every module. This file has the
 backbone and the classifier; pose, segmentation and OCR heads are in `hrnet_heads`. Parameter names are those of the official
@@ -7,6 +7,8 @@ repositories, which timm shares.
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -19,7 +21,7 @@ from refvit.weights.params import Params
 
 @dataclass(frozen=True)
 class HRNetConfig:
-    """`width` is that of the finest branch; the others double it. Fields after `blocks` differ between tasks and checkpoints."""
+    """`width` is that of the finest branch, the others double it. Fields after `blocks` differ by task and checkpoint."""
 
     width: int
     layer1: tuple[int, int]  # bottlenecks and their planes
@@ -76,14 +78,14 @@ def bottleneck(x: Array, p: Params, *, eps: float) -> Array:
 @block
 def transition(xs: list[Array], p: Params, *, eps: float) -> list[Array]:
     """One more branch, at half the last one's resolution; the others keep theirs, projected where `p` says so."""
-    ys = [relu(conv_bn(x, p[i][0], p[i][1], eps=eps)) if i in p else x for i, x in enumerate(xs)]
+    ys = [relu(conv_bn(x, p[i][0], p[i][1], eps=eps)) if str(i) in p else x for i, x in enumerate(xs)]
     new = p[len(xs)][0]
     return [*ys, relu(conv_bn(xs[-1], new[0], new[1], eps=eps, stride=2))]
 
 
 @block
 def exchange(x: Array, p: Params, *, source: int, target: int, size: tuple[int, int], config: HRNetConfig) -> Array:
-    """Branch `source` as branch `target` takes it: a 1x1 convolution and upsampling to `size`, or 3x3 convolutions of stride 2."""
+    """Branch `source` as branch `target` takes it: 1x1 and upsampling to `size`, or 3x3 convolutions of stride 2."""
     eps = config.batch_norm_eps
     if source > target:
         x = conv_bn(x, p[0], p[1], eps=eps)
@@ -101,12 +103,11 @@ def module(xs: list[Array], p: Params, *, config: HRNetConfig, outputs: int) -> 
     ys = []
     for i in range(outputs):
         size = xs[i].shape[2:]
-        y = None
-        for j, x in enumerate(xs):
-            if i != j:
-                x = exchange(x, p["fuse_layers"][i][j], source=j, target=i, size=size, config=config)
-            y = x if y is None else y + x
-        ys.append(relu(y))
+        terms = [
+            x if i == j else exchange(x, p["fuse_layers"][i][j], source=j, target=i, size=size, config=config)
+            for j, x in enumerate(xs)
+        ]
+        ys.append(relu(functools.reduce(operator.add, terms)))
     return ys
 
 

@@ -77,7 +77,7 @@ TWICE = (("0",), ("1", "0"), ("2",), ("3", "0"))
 
 @block
 def object_context(x: Array, p: Params, *, regions: Array, eps: float) -> Array:
-    """Every pixel asks the object regions what it is part of (equations 2 to 4). x (n, 512, h, w), regions (n, 512, k, 1) -> x's."""
+    """Every pixel asks the object regions (n, 512, k, 1) what it is part of (equations 2 to 4). x (n, 512, h, w) -> same."""
     n, _, h, w = x.shape
     query = conv_bn_relu(x, p["f_pixel"], eps=eps, names=TWICE).reshape(n, KEY_WIDTH, h * w).transpose(0, 2, 1)
     key = conv_bn_relu(regions, p["f_object"], eps=eps, names=TWICE).reshape(n, KEY_WIDTH, -1)  # (n, 256, k)

@@ -8,7 +8,9 @@ follows the code.
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -90,7 +92,7 @@ def fold_width(c: int) -> int:
 
 @block
 def diversity_shortcut(x: Array, p: Params) -> Array:
-    """Diversity-enhanced shortcut: a token as a k x p matrix, projected from both sides with GELU between. x (n, l, c) -> same."""
+    """Diversity-enhanced shortcut: a token as a k x p matrix, projected from both sides, GELU between. x (n, l, c) -> same."""
     n, l, c = x.shape
     width = fold_width(c)
     y = linear(x.reshape(n, l, c // width, width), **p["proj_right"]).swapaxes(-1, -2)  # (n, l, p, k)
@@ -99,7 +101,7 @@ def diversity_shortcut(x: Array, p: Params) -> Array:
 
 @block
 def mix_cfn(x: Array, p: Params, *, size: tuple[int, int]) -> Array:
-    """Mixed-scale convolutional feed-forward: half the hidden channels see 3x3 pixels, the others 5x5. x (n, h w, c) -> same."""
+    """Mixed-scale feed-forward: half the hidden channels see 3x3 pixels, the others 5x5. x (n, h w, c) -> same."""
     y = to_map(linear(x, **p["fc1"]), *size)
     half = y.shape[1] // 2
     near = conv2d(y[:, :half], **p["conv"]["conv_3"], padding=1, groups=half)
@@ -152,11 +154,8 @@ def fuse(xs: list[Array], p: Params, *, outputs: int, eps: float) -> list[Array]
     """Every branch becomes the GELU of the sum of all (dense fusion, figure 2). With one branch that is the GELU alone."""
     ys = []
     for i in range(outputs):
-        y = None
-        for j, x in enumerate(xs):
-            z = x if i == j else exchange(x, p["blocks"][i][j], source=j, target=i, eps=eps)
-            y = z if y is None else y + z
-        ys.append(gelu(y, approximate="none"))
+        terms = [x if i == j else exchange(x, p["blocks"][i][j], source=j, target=i, eps=eps) for j, x in enumerate(xs)]
+        ys.append(gelu(functools.reduce(operator.add, terms), approximate="none"))
     return ys
 
 

@@ -50,9 +50,8 @@ def segformer_head(xs: list[Array], p: Params, *, eps: float) -> Array:
 def upernet_head(xs: list[Array], p: Params, *, eps: float) -> Array:
     """Pyramid pooling on the coarsest map, then a feature pyramid down to the finest. -> (n, classes, h/4, w/4)"""
     last = xs[-1]
-    pooled = [
-        conv_module(adaptive_avg_pool(last, size=(side, side)), p["psp_modules"][i][1], eps=eps) for i, side in enumerate(POOLED)
-    ]
+    pooled = [adaptive_avg_pool(last, size=(side, side)) for side in POOLED]
+    pooled = [conv_module(x, p["psp_modules"][i][1], eps=eps) for i, x in enumerate(pooled)]
     y = concat(last, *[upsample(z, last.shape[2:]) for z in pooled], axis=1)
     ys = [conv_module(x, p["lateral_convs"][i], eps=eps) for i, x in enumerate(xs[:-1])]
     ys.append(conv_module(y, p["bottleneck"], eps=eps))

@@ -53,7 +53,7 @@ class MobileViTConfig:
 
     @property
     def dilations(self) -> tuple[int, ...]:
-        """Of the stages' depthwise convolutions: at stride 8 the last one sees twice as far, as published, and nothing else does."""
+        """Of the stages' depthwise convolutions: only at stride 8, and only in the last, as published."""
         return 1, 1, 1, 1, 2 if self.output_stride == 8 else 1
 
 
@@ -65,6 +65,7 @@ VARIANTS = {
     "mobilevit_s":   MobileViTConfig(16, (32, 64, 96, 128, 160),   640,  4,        (144, 192, 240)),
 }
 # fmt: on
+
 
 @block
 def norm_act(x: Array, p: Params, *, eps: float, act: bool) -> Array:

@@ -21,7 +21,8 @@ PROJECTED = (512, 256, 256, 128, 128, 64)  # channels of the six maps that SSD l
 ANCHORS = (6, 6, 6, 6, 6, 4)  # at each of their pixels
 
 DEEPLABV3_VARIANTS = {
-    f"{name}_deeplabv3": replace(config, head="deeplabv3", output_stride=16, num_classes=VOC) for name, config in VARIANTS.items()
+    f"{name}_deeplabv3": replace(config, head="deeplabv3", output_stride=16, num_classes=VOC)
+    for name, config in VARIANTS.items()
 }
 SSDLITE_VARIANTS = {f"{name}_ssdlite": replace(config, head="ssdlite", num_classes=COCO) for name, config in VARIANTS.items()}
 
@@ -48,7 +49,7 @@ def separable(x: Array, p: Params, *, eps: float, act: bool, stride: int = 1) ->
 
 @block
 def aspp(x: Array, p: Params, *, eps: float) -> Array:
-    """Atrous spatial pyramid pooling: five views of the map, from a pixel to the whole, side by side. (n, c, h, w) -> (n, 256, h, w)"""
+    """Atrous spatial pyramid pooling: five views of the map, from a pixel to the whole. (n, c, h, w) -> (n, 256, h, w)"""
     n, _, h, w = x.shape
     convs = p["convs"]
     views = [conv_layer(x, convs[0], eps=eps)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 from refvit.errors import ShapeError
 from refvit.graph.ir import Array, Shape
@@ -18,7 +19,7 @@ from refvit.ops import broadcast, concat, conv2d, gelu, layer_norm, linear, resi
 from refvit.weights.params import Params
 
 # How a position embedding is resampled to another grid: arguments of `resize`, by the name that the config records.
-POSITION_RESIZE = {
+POSITION_RESIZE: dict[str, dict[str, Any]] = {
     "bicubic_antialias": {"mode": "bicubic", "align_corners": False, "antialias": True},  # timm, from its own checkpoints
     "bicubic": {"mode": "bicubic", "align_corners": False},  # transformers, and DeiT's fine-tuning
     "bilinear": {"mode": "bilinear", "align_corners": False},  # timm, from Google's .npz files

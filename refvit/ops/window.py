@@ -31,8 +31,8 @@ def _stripe_shape(q: HasShape, k: HasShape, v: HasShape, *, stripe: int, num_hea
     same = q.shape == k.shape == v.shape
     if not same or len(q.shape) != 4 or stripe < 1 or num_heads < 1 or q.shape[1] % num_heads or not min(q.shape):
         raise ShapeError(
-            f"stripe_attention: three maps (n, c, h, w) of one shape, c a multiple of num_heads={num_heads}, and a stripe of at "
-            f"least 1 expected, got {q.shape}, {k.shape}, {v.shape} and {stripe}"
+            f"stripe_attention: three maps (n, c, h, w) of one shape, c a multiple of num_heads={num_heads}, and a stripe of "
+            f"at least 1 expected, got {q.shape}, {k.shape}, {v.shape} and {stripe}"
         )
     return tuple(q.shape)
 
@@ -44,7 +44,7 @@ def _stripe_macs(q: HasShape, k: HasShape, v: HasShape, *, stripe: int, num_head
 
 @op(shape=_stripe_shape, macs=_stripe_macs, composite=True)
 def stripe_attention(q: Array, k: Array, v: Array, *, stripe: int, num_heads: int, scale: float) -> Array:
-    """Multi-head attention inside horizontal stripes of `stripe` rows. q, k, v (n, c, h, w) -> same; heads are runs of channels.
+    """Multi-head attention in horizontal stripes of `stripe` rows. q, k, v (n, c, h, w) -> same; heads are runs of channels.
 
     A map whose rows are no multiple of the stripe is padded with zeros below; -100 is added to the logits of padded keys, and
     the padded rows are dropped again. Vertical stripes are horizontal ones of the transposed map.
