@@ -217,10 +217,15 @@ def _models(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps([dataclasses.asdict(m) | {"macs": m.macs} for m in found]))
         return OK
-    print(f"{'model':<16}{'task':<18}{'parameters':>12}{'MACs':>16}  {'input':<10}weights without a file")
-    for m in found:
-        size = f"{m.input_size[0]}x{m.input_size[1]}"
-        print(f"{m.name:<16}{m.task:<18}{m.params:>12,}{m.macs:>16,}  {size:<10}{' '.join(m.weights) or '-'}")
+    head = ("model", "task", "parameters", "MACs", "input", "weights without a file")
+    rows = [
+        (m.name, m.task, f"{m.params:,}", f"{m.macs:,}", f"{m.input_size[0]}x{m.input_size[1]}", " ".join(m.weights) or "-")
+        for m in found
+    ]
+    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
+    for row in (head, *rows):
+        cells = [c.rjust(w) if i in (2, 3) else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
+        print("  ".join(cells).rstrip())
     return OK
 
 

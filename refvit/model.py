@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from refvit import backends
-from refvit.errors import ConfigError, ImageError, RefvitError, ShapeError, WeightsError
+from refvit.errors import ConfigError, ImageError, RefvitError, ShapeError, UnsupportedError, WeightsError
 from refvit.graph.cost import Summary, summarise
 from refvit.graph.ir import Array, Graph, Shape, ShapeOnly, dims
 from refvit.graph.trace import trace
@@ -108,6 +108,10 @@ class Model:
         """
         if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
             raise ConfigError(f"batch_size: a whole number of at least 1 expected, got {batch_size!r}")
+        if self.task != "classification":
+            raise UnsupportedError(
+                f"{self.name}: infer answers for classification; for {self.task} call model(x), which is raw"
+            )
         if self.name == DEFAULT:
             say_once()
         many, sources = expand(image, allow_url=allow_url)

@@ -66,6 +66,7 @@ def test_the_excerpt_is_the_source():
     assert excerpt.strip() in Path(source.__file__).read_text("utf-8")
 
 
+@pytest.mark.skipif(not (ROOT / "refvit").is_dir(), reason="the README's links lead into the source tree, which is not here")
 def test_links_lead_somewhere():
     links = re.findall(r"\]\(([^)#]+)\)|src=\"([^\"]+)\"", README)
     for link in (a or b for a, b in links):

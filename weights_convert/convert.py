@@ -18,10 +18,10 @@ from refvit.vision.labels import check_labels, default_labels
 from refvit.vision.preprocess import Preprocess
 from refvit.weights.check import differences, require
 from refvit.weights.store import Weights, frozen, read_safetensors
-from weights_convert import mobilevit_timm
+from weights_convert import hrnet, hrvit, mobilevit_timm, vit_timm
 from weights_convert.layout import Layout
 
-LAYOUTS = (mobilevit_timm.LAYOUT,)
+LAYOUTS = (vit_timm.LAYOUT, mobilevit_timm.LAYOUT, *hrnet.LAYOUTS, *hrvit.LAYOUTS)
 
 
 def convert(
@@ -60,7 +60,7 @@ def convert(
         model=name,
         tag=tag,
         config=dataclasses.asdict(config),
-        preprocess=Preprocess.from_dict({**layout.preprocess, **(preprocess or {})}).to_dict(),
+        preprocess=Preprocess.from_dict({**layout.preprocess(name, config), **(preprocess or {})}).to_dict(),
         labels=default_labels(classes) if labels is None else check_labels(labels, classes),
         source={"layout": layout.name, **assumed, **(source or {})},
         params={n: frozen(np.array(params[n], order="C")) for n in order},
@@ -98,6 +98,8 @@ def _identify(layout: Layout, params: Mapping[str, Array], model: str | None) ->
     for name in (model,) if model else layout.models:
         config = dataclasses.replace(architecture(name).config, **overrides)
         found.append((len(differences(architecture(name).parameters(config), params)), name, config))
+    if len(same := [name for differing, name, _ in found if not differing]) > 1:
+        raise WeightsError(f"these tensors fit {' and '.join(same)}; say which by model=")
     _, name, config = min(found, key=lambda f: f[0])
     if model is not None and found[0][0]:
         for other in layout.models:

@@ -24,8 +24,8 @@ class Layout:
     """A family's names as one project publishes them.
 
     `signature` keys are in every checkpoint of the layout and together in no other. `rules` are tried in order; the first that
-    matches a key decides. `config` reads from the renamed tensors what the architecture leaves open (the number of classes),
-    and `preprocess` is the evaluation transform that goes with the published weights.
+    matches a key decides. `config` reads from the renamed tensors what the architecture leaves open (the number of classes) or
+    sets what the layout implies, and `preprocess(model, config)` is the evaluation transform of the published weights.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Layout:
     signature: frozenset[str]
     rules: tuple[Rule, ...]
     config: Callable[[Mapping[str, Array]], dict[str, Any]]
-    preprocess: Mapping[str, Any]
+    preprocess: Callable[[str, Any], Mapping[str, Any]]
 
     def matches(self, state: Mapping[str, Array]) -> bool:
         return self.signature <= state.keys()
@@ -56,3 +56,31 @@ class Layout:
             if match := re.fullmatch(rule.pattern, key):
                 return None if rule.target is None else match.expand(rule.target)
         raise WeightsError(f"layout {self.name}: {key!r} belongs to no tensor of it")
+
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def evaluation(
+    size: int, resize: int, interpolation: str, mean: tuple[float, ...] = IMAGENET_MEAN, std: tuple[float, ...] = IMAGENET_STD
+) -> dict[str, Any]:
+    """Shorter side `resize`, centre crop `size`, RGB: the usual transform, as fields of Preprocess."""
+    return {
+        "resize": resize,
+        "crop": size,
+        "enlarge": None,
+        "interpolation": interpolation,
+        "mean": mean,
+        "std": std,
+        "channel_order": "rgb",
+    }
+
+
+def classes_of(*names: str) -> Callable[[Mapping[str, Array]], dict[str, Any]]:
+    """A `config` that reads the number of classes off the first of these weights (classes, ...) that is there."""
+
+    def config(params: Mapping[str, Array]) -> dict[str, Any]:
+        heads = [params[name] for name in names if name in params and params[name].ndim and len(params[name])]
+        return {"num_classes": heads[0].shape[0]} if heads else {}
+
+    return config

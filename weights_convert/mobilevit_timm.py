@@ -5,17 +5,7 @@ timm's `mobilevit_*.cvnets_in1k` expect RGB in [0, 1] (mean 0, std 1), shorter s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from refvit.graph.ir import Array
-from weights_convert.layout import Layout, Rule
-
-
-def _config(params: Mapping[str, Array]) -> dict[str, Any]:
-    head = params.get("head.fc.weight")
-    return {} if head is None or head.ndim != 2 or not len(head) else {"num_classes": head.shape[0]}
-
+from weights_convert.layout import Layout, Rule, classes_of, evaluation
 
 LAYOUT = Layout(
     name="mobilevit.timm",
@@ -25,14 +15,6 @@ LAYOUT = Layout(
         Rule(r".*\.num_batches_tracked", None),
         Rule(r"(stem|stages|final_conv|head)\..*", r"\g<0>"),
     ),
-    config=_config,
-    preprocess={
-        "resize": 284,
-        "crop": 256,
-        "enlarge": None,
-        "interpolation": "bicubic",
-        "mean": (0.0, 0.0, 0.0),
-        "std": (1.0, 1.0, 1.0),
-        "channel_order": "rgb",
-    },
+    config=classes_of("head.fc.weight"),
+    preprocess=lambda model, config: evaluation(256, 284, "bicubic", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
 )

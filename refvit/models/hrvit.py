@@ -35,7 +35,7 @@ class HRViTConfig:
     stripes: Pyramid = (1, 2, 7, 7)
     stem_width: int = 64
     head: str = "classification"  # "segformer" or "upernet"
-    head_width: int = 0  # channels of a segmentation head
+    head_width: int = 256  # channels of a segmentation head
     num_classes: int = 1000
     eps: float = 1e-5  # of every norm
 
