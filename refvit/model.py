@@ -212,10 +212,12 @@ def architecture_graph(name: str, size: tuple[int, int] | None = None, batch: in
 def config_from_dict(published: Any, values: Mapping[str, Any]) -> Any:
     """A config like `published`, a dataclass, from the output of dataclasses.asdict; lists become tuples.
 
+    A field that has a default may be missing: the file is older than the field, and the default is what was meant before.
     ConfigError names unknown and missing keys, and values of another kind than the published ones: numbers are positive, and a
     tuple has as many as there.
     """
     name, fields = type(published).__name__, dataclasses.asdict(published)
+    values = {f.name: f.default for f in dataclasses.fields(published) if f.default is not dataclasses.MISSING} | dict(values)
     if unknown := sorted(set(values) - set(fields)):
         raise ConfigError(f"{name}: unknown {', '.join(unknown)}; known are {', '.join(sorted(fields))}")
     if missing := sorted(set(fields) - set(values)):
