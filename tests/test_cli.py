@@ -282,7 +282,7 @@ def test_warnings_of_libraries_are_one_line(run, image, monkeypatch):
 
 
 def test_models(run):
-    code, out, err = run("models")
+    code, out, err = run("models", "mobilevit_*s")
     assert (code, err) == (0, [])
     head, *rows = out.splitlines()
     assert head.split()[:4] == ["model", "task", "parameters", "MACs"]
@@ -293,13 +293,13 @@ def test_models(run):
 
 
 def test_models_json_and_patterns(run):
-    code, out, _ = run("models", "*_x*", "--json")
+    code, out, _ = run("models", "*_x*s", "--json")
     assert code == 0
     rows = json.loads(out)
     assert [r["name"] for r in rows] == ["mobilevit_xxs", "mobilevit_xs"]
     assert set(rows[0]) == {"name", "task", "params", "input_size", "weights", "macs"}
     assert rows[1]["macs"] == 1_025_911_808
-    for args in (["vit*"], ["*", "--task", "pose"]):
+    for args in (["resnet*"], ["vit*", "--task", "pose"]):
         code, out, err = run("models", *args)
         assert (code, out) == (2, "")
         assert f"no model matches {args[0]!r}" in errors(err)[0]

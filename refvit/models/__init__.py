@@ -61,7 +61,11 @@ def architecture(name: str) -> Architecture:
     if name in ARCHITECTURES:
         return ARCHITECTURES[name]
     near = difflib.get_close_matches(name, ARCHITECTURES, n=3, cutoff=0.4)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(ARCHITECTURES)}"
+    hint = (
+        f"did you mean {' or '.join(near)}?"
+        if near
+        else "refvit.list_models() and `refvit models` name all, such as mobilevit_xxs"
+    )
     raise UnknownModelError(f"unknown model {name!r}; {hint}")
 
 

@@ -10,7 +10,7 @@ import refvit
 from refvit.graph import trace
 from refvit.graph.cost import parameter_count, total_cost
 from refvit.model import architecture_graph
-from refvit.models import ARCHITECTURES, architecture, mobilevit
+from refvit.models import ARCHITECTURES, architecture, layers, mobilevit
 from refvit.weights.params import Params
 
 BOUND = 1e-10  # of the largest value; what is seen is below 1e-14
@@ -154,7 +154,7 @@ def test_self_attention_equals_loops():
     flat = {"qkv.weight": rng.standard_normal((24, 8)), "qkv.bias": rng.standard_normal(24)}
     flat |= {"proj.weight": rng.standard_normal((8, 8)), "proj.bias": rng.standard_normal(8)}
     x = rng.standard_normal((2, 5, 8))
-    got = mobilevit.self_attention(x, Params(flat), num_heads=2)
+    got = layers.self_attention(x, Params(flat), num_heads=2)
     np.testing.assert_allclose(got, loop_attention(x, Params(flat), 2), atol=1e-12)
 
 
@@ -180,6 +180,6 @@ def test_config_values_reach_the_numbers(field):
 
 def test_every_registered_model_traces_and_describes_its_parameters():
     for name, entry in ARCHITECTURES.items():
-        graph = architecture_graph(name, (64, 64))
+        graph = architecture_graph(name)
         used = {s for node in graph for s in node.sources if s in graph.params}
         assert used == {n for n, _ in entry.parameters(entry.config)}, name

@@ -17,6 +17,13 @@ HALF_PIXEL = {"mode": "bilinear", "align_corners": False}
 
 # op -> calls: shapes of the tensors (None: left out), attributes
 SAMPLES = {
+    "adaptive_avg_pool": [([MAP], {"size": (2, 4)}), ([MAP], {"size": (1, 7)})],
+    "broadcast": [([(1, 3, 1)], {"shape": (4, 3, 2)}), ([(2, 3)], {"shape": (2, 3)})],
+    "mask_tail": [([(2, 3, 2, 4, 5)], {"valid": 2, "value": -100.0}), ([(2, 3, 2, 4, 5)], {"valid": 5, "value": -1.0})],
+    "stripe_attention": [
+        ([(2, 4, 5, 3)] * 3, {"stripe": 2, "num_heads": 2, "scale": 0.7}),
+        ([(2, 4, 6, 3)] * 3, {"stripe": 3, "num_heads": 1, "scale": 0.5}),
+    ],
     "add": [([MAP, MAP], {}), ([MAP, (3, 1, 1)], {}), ([(6,), MAP], {})],
     "attention": [([(2, 5, 4), (2, 7, 4), (2, 7, 3)], {"scale": 0.5}), ([(2, 3, 4, 4)] * 3, {"scale": 0.3})],
     "batch_norm": [([MAP, (3,), (3,), (3,), (3,)], {"eps": 1e-5}), ([(5, 3), (3,), (3,), (3,), (3,)], {"eps": 1e-3})],
@@ -59,6 +66,24 @@ SAMPLES = {
 
 # op -> calls that must raise ShapeError, and what the message must show besides the op's name; none: any shape will do
 WRONG = {
+    "adaptive_avg_pool": [
+        ([(2, 3)], {"size": (1, 1)}, ["(2, 3)"]),
+        ([MAP], {"size": (0, 1)}, [str(MAP), "(0, 1)"]),
+    ],
+    "broadcast": [
+        ([(2, 3)], {"shape": (4, 3)}, ["(2, 3)", "(4, 3)"]),
+        ([(3,)], {"shape": (4, 3)}, ["(3,)", "(4, 3)"]),
+    ],
+    "mask_tail": [
+        ([MAP], {"valid": 1, "value": -1.0}, [str(MAP)]),
+        ([(2, 3, 2, 4, 5)], {"valid": 6, "value": -1.0}, ["(2, 3, 2, 4, 5)", "6"]),
+        ([(2, 3, 2, 4, 5)], {"valid": 0, "value": -1.0}, ["(2, 3, 2, 4, 5)", "0"]),
+    ],
+    "stripe_attention": [
+        ([MAP, MAP, NEXT], {"stripe": 1, "num_heads": 1, "scale": 1.0}, [str(MAP), str(NEXT)]),
+        ([MAP, MAP, MAP], {"stripe": 1, "num_heads": 2, "scale": 1.0}, [str(MAP), "num_heads=2"]),
+        ([MAP, MAP, MAP], {"stripe": 0, "num_heads": 1, "scale": 1.0}, [str(MAP), "0"]),
+    ],
     "add": [([(2, 3), (4,)], {}, ["(2, 3)", "(4,)"])],
     "attention": [
         ([(2, 5, 4), (2, 7, 3), (2, 7, 4)], {"scale": 1.0}, ["(2, 5, 4)", "(2, 7, 3)", "(2, 7, 4)"]),
@@ -325,12 +350,23 @@ def test_macs_of_products():
 
 
 def test_macs_exist_for_products_only():
-    assert {name for name, op in OPS.items() if op.macs} == {"attention", "conv2d", "linear", "matmul"}
+    assert {name for name, op in OPS.items() if op.macs} == {
+        "attention",
+        "conv2d",
+        "linear",
+        "matmul",
+        "stripe_attention",
+    }
 
 
 def test_vocabulary_entries():
     assert OPS["conv2d"].tensors == ("x", "weight", "bias") and not OPS["conv2d"].variadic
     assert OPS["conv2d"].defaults == {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}
     assert OPS["concat"].tensors == ("*xs",) and OPS["concat"].variadic
-    assert {name for name, op in OPS.items() if op.composite} == {"attention", "fold_patches", "unfold_patches"}
+    assert {name for name, op in OPS.items() if op.composite} == {
+        "attention",
+        "fold_patches",
+        "stripe_attention",
+        "unfold_patches",
+    }
     assert math.prod(OPS["relu"].shape(ShapeOnly((2, 3)))) == 6
