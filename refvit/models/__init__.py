@@ -61,11 +61,7 @@ def architecture(name: str) -> Architecture:
     if name in ARCHITECTURES:
         return ARCHITECTURES[name]
     near = difflib.get_close_matches(name, ARCHITECTURES, n=3, cutoff=0.4)
-    hint = (
-        f"did you mean {' or '.join(near)}?"
-        if near
-        else "refvit.list_models() and `refvit models` name all, such as mobilevit_xxs"
-    )
+    hint = f"did you mean {' or '.join(near)}?" if near else "list_models() or `refvit models` name all there are"
     raise UnknownModelError(f"unknown model {name!r}; {hint}")
 
 
