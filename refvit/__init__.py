@@ -1,4 +1,4 @@
-"""refvit: a framework-free reference of MobileViT in NumPy, and inference with it.
+"""refvit: a framework-free reference of ViT, HRNet, HRViT and MobileViT in NumPy, and inference with it.
 
     >>> import refvit
     >>> refvit.infer("cat.jpg").top(3)
