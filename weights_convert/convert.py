@@ -18,10 +18,10 @@ from refvit.vision.labels import check_labels, default_labels
 from refvit.vision.preprocess import Preprocess
 from refvit.weights.check import differences, require
 from refvit.weights.store import Weights, frozen, read_safetensors
-from weights_convert import hrnet, hrvit, mobilevit_timm, vit_timm
+from weights_convert import hrnet, hrvit, mobilevit_cvnets, mobilevit_timm, vit_timm
 from weights_convert.layout import Layout
 
-LAYOUTS = (vit_timm.LAYOUT, mobilevit_timm.LAYOUT, *hrnet.LAYOUTS, *hrvit.LAYOUTS)
+LAYOUTS = (vit_timm.LAYOUT, mobilevit_timm.LAYOUT, *mobilevit_cvnets.LAYOUTS, *hrnet.LAYOUTS, *hrvit.LAYOUTS)
 
 
 def convert(

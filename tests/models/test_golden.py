@@ -16,6 +16,13 @@ CASES = [  # fixture, model, how the original's outputs follow from ours
     ("vit_tiny_patch16_224.timm", "vit_tiny_patch16_224", lambda y: {"output": y}),
     ("deit_tiny_distilled_patch16_224", "deit_tiny_distilled_patch16_224", lambda y: {"output": y}),
     ("mobilevit_xxs.timm", "mobilevit_xxs", lambda y: {"output": y}),
+    ("mobilevit_xxs.cvnets", "mobilevit_xxs", lambda y: {"output": y}),
+    (
+        "mobilevit_xxs_deeplabv3.cvnets",
+        "mobilevit_xxs_deeplabv3",
+        lambda y: {"output": ops.resize(y, size=(256, 256), mode="bilinear", align_corners=False)},
+    ),
+    ("mobilevit_xxs_ssdlite.cvnets", "mobilevit_xxs_ssdlite", lambda y: {"[0]": y["scores"], "[1]": y["boxes"]}),
     ("hrnet_w18_small", "hrnet_w18_small", lambda y: {"output": y}),
     ("hrnet_w18_small.timm", "hrnet_w18_small", lambda y: {"output": y}),
     ("hrnet_w18_small_seg", "hrnet_w18_small_seg", lambda y: {"output": y}),

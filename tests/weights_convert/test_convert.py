@@ -8,7 +8,7 @@ from safetensors.numpy import save_file
 
 import refvit
 from refvit.errors import ConfigError, WeightsError
-from refvit.models import ARCHITECTURES, architecture
+from refvit.models import architecture
 from refvit.weights.store import load, save
 from weights_convert import convert, convert_file
 from weights_convert.layout import Layout, Rule
@@ -64,7 +64,11 @@ def test_the_published_checkpoint(xxs):
     }
 
 
-@pytest.mark.parametrize("name", list(ARCHITECTURES))
+FOUND = ("mobilevit_xxs", "mobilevit_xs", "mobilevit_s", "vit_tiny_patch16_384", "deit_tiny_distilled_patch16_224")
+FOUND += ("hrnet_w18_small", "hrnet_w18_small_seg", "hrnet_w32_pose", "hrvit_b1")
+
+
+@pytest.mark.parametrize("name", FOUND)
 def test_each_model_is_found_by_its_shapes(name):
     state = seeded(name)
     weights = convert(dict(reversed(state.items())))
@@ -221,7 +225,7 @@ def test_a_file_and_its_sha256(xxs, tmp_path):
 def test_errors_name_the_file(xxs, tmp_path):
     path = tmp_path / "vit.safetensors"
     save_file({"a": np.zeros(1, np.float32)}, path)
-    with pytest.raises(WeightsError, match=r"vit\.safetensors: the layout is not one of mobilevit\.timm"):
+    with pytest.raises(WeightsError, match=r"vit\.safetensors: the layout is not one of .*mobilevit\.timm"):
         convert_file(path)
     with pytest.raises(WeightsError, match=r"none\.safetensors: no such weights file"):
         convert_file(tmp_path / "none.safetensors")

@@ -1,0 +1,90 @@
+"""MobileViT as Apple's cvnets v0.1 publishes it: classifiers, DeepLabv3 and SSDLite.
+
+The network expects BGR in [0, 1] without mean and std. The published evaluation resizes by OpenCV's bilinear filter, which does
+not antialias; refvit's pre-processing uses Pillow's, the nearest that it has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from refvit.models.mobilevit import VARIANTS, MobileViTConfig
+from refvit.models.mobilevit_heads import DEEPLABV3_VARIANTS, SSDLITE_VARIANTS
+from weights_convert.layout import Layout, Rule, classes_of, evaluation
+
+ENCODER = r"(?:encoder\.)?"  # the backbone's prefix below a head
+BLACK, ONE = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+DEPTHS = MobileViTConfig.depths  # the same in every variant: the norm behind the layers has the next index
+
+
+def _conv_bn(source: str, target: str) -> Iterator[Rule]:
+    yield Rule(rf"{source}\.block\.conv\.(weight)", rf"{target}.conv.\1")
+    yield Rule(rf"{source}\.block\.norm\.(.*)", rf"{target}.bn.\1")
+
+
+def _rules() -> Iterator[Rule]:
+    yield Rule(r".*\.num_batches_tracked", None)
+    yield from _conv_bn(f"{ENCODER}conv_1", "stem")
+    for layer in range(1, 6):
+        count = 3 if layer == 2 else 1
+        for b in range(count):
+            for source, target in (("exp_1x1", "conv1_1x1"), ("conv_3x3", "conv2_kxk"), ("red_1x1", "conv3_1x1")):
+                yield from _conv_bn(rf"{ENCODER}layer_{layer}\.{b}\.block\.{source}", f"stages.{layer - 1}.{b}.{target}")
+        if layer >= 3:
+            yield from _block(rf"{ENCODER}layer_{layer}\.1", f"stages.{layer - 1}.1", DEPTHS[layer - 3])
+    yield from _conv_bn(f"{ENCODER}conv_1x1_exp", "final_conv")
+    yield Rule(rf"{ENCODER}classifier\.fc\.(.*)", r"head.fc.\1")
+    yield Rule(r"(seg_head|extra_layers|ssd_heads)\..*", r"\g<0>")
+
+
+def _block(source: str, target: str, depth: int) -> Iterator[Rule]:
+    yield from _conv_bn(rf"{source}\.local_rep\.conv_3x3", f"{target}.conv_kxk")
+    yield Rule(rf"{source}\.local_rep\.conv_1x1\.block\.conv\.weight", f"{target}.conv_1x1.weight")
+    names = {
+        r"pre_norm_mha\.0": "norm1",
+        r"pre_norm_mha\.1\.qkv_proj": "attn.qkv",
+        r"pre_norm_mha\.1\.out_proj": "attn.proj",
+        r"pre_norm_ffn\.0": "norm2",
+        r"pre_norm_ffn\.1": "mlp.fc1",
+        r"pre_norm_ffn\.4": "mlp.fc2",
+    }
+    for old, new in names.items():
+        yield Rule(rf"{source}\.global_rep\.(\d)\.{old}\.(weight|bias)", rf"{target}.transformer.\1.{new}.\2")
+    yield Rule(rf"{source}\.global_rep\.{depth}\.(weight|bias)", rf"{target}.norm.\1")
+    yield from _conv_bn(rf"{source}\.conv_proj", f"{target}.conv_proj")
+    yield from _conv_bn(rf"{source}\.fusion", f"{target}.conv_fusion")
+
+
+def _squashed(model: str, config: Any) -> dict[str, Any]:
+    side = 512 if config.head == "deeplabv3" else 320
+    fields = {"resize": (side, side), "crop": None, "channel_order": "bgr"}
+    return {**evaluation(side, side, "bilinear", BLACK, ONE), **fields}
+
+
+RULES = tuple(_rules())
+CLASSIFIER = Layout(
+    name="mobilevit.cvnets",
+    models=tuple(VARIANTS),
+    signature=frozenset({"conv_1.block.conv.weight", "layer_3.1.local_rep.conv_3x3.block.conv.weight", "classifier.fc.weight"}),
+    rules=RULES,
+    config=classes_of("head.fc.weight"),
+    preprocess=lambda model, config: {**evaluation(256, 288, "bilinear", BLACK, ONE), "channel_order": "bgr"},
+)
+DEEPLABV3 = Layout(
+    name="mobilevit.cvnets.deeplabv3",
+    models=tuple(DEEPLABV3_VARIANTS),
+    signature=frozenset({"encoder.conv_1.block.conv.weight", "seg_head.classifier.classifier.block.conv.weight"}),
+    rules=RULES,
+    config=classes_of("seg_head.classifier.classifier.block.conv.weight"),
+    preprocess=_squashed,
+)
+SSDLITE = Layout(
+    name="mobilevit.cvnets.ssdlite",
+    models=tuple(SSDLITE_VARIANTS),
+    signature=frozenset({"encoder.conv_1.block.conv.weight", "ssd_heads.5.loc_cls_layer.block.conv.weight"}),
+    rules=RULES,
+    config=lambda params: {},
+    preprocess=_squashed,
+)
+LAYOUTS = (CLASSIFIER, DEEPLABV3, SSDLITE)
