@@ -10,14 +10,17 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Protocol
-
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, Protocol
 
 from refvit.errors import GraphError, RefvitError
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Array = NDArray[Any]
+else:  # 0.03 s that a program need not pay for annotations
+    Array = Any
 Shape = tuple[int, ...]
-Array = NDArray[Any]
 
 
 class HasShape(Protocol):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from refvit.vision.pixels import PREVIEW
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 PANEL = 340
 ROW = 44

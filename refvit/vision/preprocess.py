@@ -12,14 +12,16 @@ import math
 import numbers
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from refvit.errors import ConfigError, ImageError
 from refvit.vision.pixels import MAX_PIXELS, check_array
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 FILTERS = {
     "nearest": Image.Resampling.NEAREST,
