@@ -5,20 +5,12 @@ Input is RGB with the mean and std of ImageNet; segmentation looks at whole imag
 
 from __future__ import annotations
 
-from typing import Any
-
 from refvit.models.hrnet import VARIANTS
 from refvit.models.hrnet_heads import OCR_VARIANTS, POSE_VARIANTS, SEGMENTATION_VARIANTS
-from weights_convert.layout import Layout, Rule, classes_of, evaluation
+from weights_convert.layout import DROP, Layout, Rule, classes_of, evaluation, whole_image
 
 BACKBONE = frozenset({"conv1.weight", "transition1.0.0.weight", "stage4.0.fuse_layers.0.1.0.weight"})
-DROP = Rule(r".*\.num_batches_tracked", None)
 PARTS = r"conv[12]|bn[12]|layer1|transition[123]|stage[234]"
-
-
-def whole_image(model: str, config: Any) -> dict[str, Any]:
-    return {**evaluation(1, 1, "bilinear"), "resize": None, "crop": None}
-
 
 CLASSIFIER = Layout(
     name="hrnet.classification",
@@ -26,7 +18,7 @@ CLASSIFIER = Layout(
     signature=BACKBONE | {"incre_modules.0.0.conv1.weight", "classifier.weight"},
     rules=(DROP, Rule(rf"({PARTS}|incre_modules|downsamp_modules|final_layer|classifier)\..*", r"\g<0>")),
     config=lambda params: classes_of("classifier.weight")(params) | {"head_bias": "final_layer.0.bias" in params},
-    preprocess=lambda model, config: evaluation(224, 256, "bilinear"),
+    preprocess=lambda model, config: evaluation(224, 256),
 )
 SEGMENTATION = Layout(
     name="hrnet.segmentation",
@@ -50,6 +42,6 @@ POSE = Layout(
     signature=BACKBONE | {"final_layer.weight"},
     rules=(DROP, Rule(rf"({PARTS}|final_layer)\..*", r"\g<0>")),
     config=classes_of("final_layer.weight"),
-    preprocess=lambda model, config: {**evaluation(1, 1, "bilinear"), "resize": (256, 192), "crop": None},
+    preprocess=lambda model, config: evaluation(None, (256, 192)),
 )
 LAYOUTS = (CLASSIFIER, SEGMENTATION, OCR, POSE)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from refvit.models.hrvit import VARIANTS
 from refvit.models.hrvit_heads import SEGFORMER_VARIANTS, UPERNET_VARIANTS
-from weights_convert.hrnet import DROP, whole_image
-from weights_convert.layout import Layout, Rule, classes_of, evaluation
+from weights_convert.layout import DROP, Layout, Rule, classes_of, evaluation, whole_image
 
 CLASSIFIER = Layout(
     name="hrvit.classification",

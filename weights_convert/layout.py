@@ -58,22 +58,34 @@ class Layout:
         raise WeightsError(f"layout {self.name}: {key!r} belongs to no tensor of it")
 
 
+DROP = Rule(r".*\.num_batches_tracked", None)  # bookkeeping of training
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+NO_MEAN, NO_STD = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 
 
 def evaluation(
-    size: int, resize: int, interpolation: str, mean: tuple[float, ...] = IMAGENET_MEAN, std: tuple[float, ...] = IMAGENET_STD
+    crop: int | None,
+    resize: int | tuple[int, int] | None,
+    interpolation: str = "bilinear",
+    mean: tuple[float, ...] = IMAGENET_MEAN,
+    std: tuple[float, ...] = IMAGENET_STD,
+    channel_order: str = "rgb",
 ) -> dict[str, Any]:
-    """Shorter side `resize`, centre crop `size`, RGB: the usual transform, as fields of Preprocess."""
+    """The fields of Preprocess for the usual transform: resize, centre crop, normalise."""
     return {
         "resize": resize,
-        "crop": size,
+        "crop": crop,
         "enlarge": None,
         "interpolation": interpolation,
         "mean": mean,
         "std": std,
-        "channel_order": "rgb",
+        "channel_order": channel_order,
     }
+
+
+def whole_image(model: str, config: Any) -> dict[str, Any]:
+    """A `preprocess` that keeps the size, for segmentation."""
+    return evaluation(None, None)
 
 
 def classes_of(*names: str) -> Callable[[Mapping[str, Array]], dict[str, Any]]:

@@ -11,10 +11,9 @@ from typing import Any
 
 from refvit.models.mobilevit import VARIANTS, MobileViTConfig
 from refvit.models.mobilevit_heads import DEEPLABV3_VARIANTS, SSDLITE_VARIANTS
-from weights_convert.layout import Layout, Rule, classes_of, evaluation
+from weights_convert.layout import DROP, NO_MEAN, NO_STD, Layout, Rule, classes_of, evaluation
 
 ENCODER = r"(?:encoder\.)?"  # the backbone's prefix below a head
-BLACK, ONE = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 DEPTHS = MobileViTConfig.depths  # the same in every variant: the norm behind the layers has the next index
 
 
@@ -24,7 +23,7 @@ def _conv_bn(source: str, target: str) -> Iterator[Rule]:
 
 
 def _rules() -> Iterator[Rule]:
-    yield Rule(r".*\.num_batches_tracked", None)
+    yield DROP
     yield from _conv_bn(f"{ENCODER}conv_1", "stem")
     for layer in range(1, 6):
         count = 3 if layer == 2 else 1
@@ -58,8 +57,7 @@ def _block(source: str, target: str, depth: int) -> Iterator[Rule]:
 
 def _squashed(model: str, config: Any) -> dict[str, Any]:
     side = 512 if config.head == "deeplabv3" else 320
-    fields = {"resize": (side, side), "crop": None, "channel_order": "bgr"}
-    return {**evaluation(side, side, "bilinear", BLACK, ONE), **fields}
+    return evaluation(None, (side, side), "bilinear", NO_MEAN, NO_STD, "bgr")
 
 
 RULES = tuple(_rules())
@@ -69,7 +67,7 @@ CLASSIFIER = Layout(
     signature=frozenset({"conv_1.block.conv.weight", "layer_3.1.local_rep.conv_3x3.block.conv.weight", "classifier.fc.weight"}),
     rules=RULES,
     config=classes_of("head.fc.weight"),
-    preprocess=lambda model, config: {**evaluation(256, 288, "bilinear", BLACK, ONE), "channel_order": "bgr"},
+    preprocess=lambda model, config: evaluation(256, 288, "bilinear", NO_MEAN, NO_STD, "bgr"),
 )
 DEEPLABV3 = Layout(
     name="mobilevit.cvnets.deeplabv3",

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from refvit.errors import ShapeError
 from refvit.graph.ir import Array, Shape
 from refvit.graph.trace import block
+from refvit.models.layers import Named, batch_norm_parameters
 from refvit.ops import batch_norm, conv2d, linear, mean, relu, resize
 from refvit.weights.params import Params
 
@@ -155,9 +155,6 @@ def hrnet(x: Array, p: Params, *, config: HRNetConfig) -> Array:
     return classifier(backbone(x, p, config=config), p, eps=config.batch_norm_eps)
 
 
-Named = Iterator[tuple[str, Shape]]
-
-
 def parameters(config: HRNetConfig) -> Named:
     """Name and shape of every parameter of the classifier."""
     yield from backbone_parameters(config)
@@ -229,5 +226,4 @@ def conv_bn_parameters(conv: str, bn: str, shape: Shape, bias: bool = False) -> 
     yield f"{conv}.weight", shape
     if bias:
         yield f"{conv}.bias", shape[:1]
-    for leaf in ("weight", "bias", "running_mean", "running_var"):
-        yield f"{bn}.{leaf}", shape[:1]
+    yield from batch_norm_parameters(bn, shape[0])

@@ -10,8 +10,9 @@ from dataclasses import replace
 
 from refvit.graph.ir import Array
 from refvit.graph.trace import block
-from refvit.models.hrnet import SMALL_V1, SMALL_V2, VARIANTS, HRNetConfig, Named, backbone, backbone_parameters, conv_bn
+from refvit.models.hrnet import SMALL_V1, SMALL_V2, VARIANTS, HRNetConfig, backbone, backbone_parameters, conv_bn
 from refvit.models.hrnet import conv_bn_parameters as conv_bn_names
+from refvit.models.layers import Named, affine
 from refvit.ops import batch_norm, concat, conv2d, relu, resize, softmax
 from refvit.weights.params import Params
 
@@ -111,7 +112,7 @@ def hrnet_ocr(x: Array, p: Params, *, config: HRNetConfig) -> Array:
 def pose_parameters(config: HRNetConfig) -> Named:
     """Name and shape of every parameter."""
     yield from backbone_parameters(config)
-    yield from _conv("final_layer", config.num_classes, config.width)
+    yield from affine("final_layer", (config.num_classes, config.width, 1, 1))
 
 
 def segmentation_parameters(config: HRNetConfig) -> Named:
@@ -133,15 +134,10 @@ def ocr_parameters(config: HRNetConfig) -> Named:
     yield from conv_bn_names(f"{context}.f_down.0", f"{context}.f_down.1.0", (narrow, wide, 1, 1))
     yield from conv_bn_names(f"{context}.f_up.0", f"{context}.f_up.1.0", (wide, narrow, 1, 1))
     yield from conv_bn_names("ocr_distri_head.conv_bn_dropout.0", "ocr_distri_head.conv_bn_dropout.1.0", (wide, 2 * wide, 1, 1))
-    yield from _conv("cls_head", config.num_classes, wide)
+    yield from affine("cls_head", (config.num_classes, wide, 1, 1))
 
 
 def _pixel_classifier(name: str, config: HRNetConfig) -> Named:
     total = sum(config.widths)
     yield from conv_bn_names(f"{name}.0", f"{name}.1", (total, total, 1, 1), bias=True)
-    yield from _conv(f"{name}.3", config.num_classes, total)
-
-
-def _conv(name: str, k: int, c: int) -> Named:
-    yield f"{name}.weight", (k, c, 1, 1)
-    yield f"{name}.bias", (k,)
+    yield from affine(f"{name}.3", (config.num_classes, total, 1, 1))

@@ -11,13 +11,13 @@ from __future__ import annotations
 import functools
 import math
 import operator
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from refvit.errors import ShapeError
-from refvit.graph.ir import Array, Shape
+from refvit.graph.ir import Array
 from refvit.graph.trace import block
 from refvit.models.hrnet import classifier, classifier_parameters, conv_bn, conv_bn_parameters
+from refvit.models.layers import Named, affine, batch_norm_parameters
 from refvit.ops import batch_norm, concat, conv2d, gelu, hardswish, layer_norm, linear, relu, resize, stripe_attention
 from refvit.weights.params import Params
 
@@ -184,9 +184,6 @@ def hrvit(x: Array, p: Params, *, config: HRViTConfig) -> Array:
     return classifier(backbone(x, p, config=config), p["head"], eps=config.eps)
 
 
-Named = Iterator[tuple[str, Shape]]
-
-
 def parameters(config: HRViTConfig) -> Named:
     """Name and shape of every parameter of the classifier."""
     yield from backbone_parameters(config)
@@ -231,7 +228,7 @@ def _stage_branch(name: str, r: int, c_in: int, count: int, config: HRViTConfig)
         yield from affine(f"{inner}.attn.to_qkv", (2 * c, c))
         yield from affine(f"{inner}.attn.parallel_conv.1", (c, 1, 3, 3))
         yield from affine(f"{inner}.attn.to_out.0", (c, c))
-        yield from ((f"{inner}.attn.attn_bn.{leaf}", (c,)) for leaf in ("weight", "bias", "running_mean", "running_var"))
+        yield from batch_norm_parameters(f"{inner}.attn.attn_bn", c)
         yield from affine(f"{inner}.des.proj_right", (width, width))
         yield from affine(f"{inner}.des.proj_left", (c // width, c // width))
         yield from affine(f"{inner}.ffn_norm", (c,))
@@ -240,9 +237,3 @@ def _stage_branch(name: str, r: int, c_in: int, count: int, config: HRViTConfig)
         yield from affine(f"{inner}.ffn.conv.conv_5", (hidden // 2, 1, 5, 5))
         yield from affine(f"{inner}.ffn.fc2", (c, hidden))
     yield from affine(f"{name}.norm.{r}", (c,))
-
-
-def affine(name: str, shape: Shape) -> Named:
-    """Of a layer with weight and bias."""
-    yield f"{name}.weight", shape
-    yield f"{name}.bias", shape[:1]

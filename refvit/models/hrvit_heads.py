@@ -11,7 +11,8 @@ from dataclasses import replace
 from refvit.graph.ir import Array
 from refvit.graph.trace import block
 from refvit.models.hrnet import conv_bn, conv_bn_parameters
-from refvit.models.hrvit import VARIANTS, HRViTConfig, Named, affine, backbone, backbone_parameters
+from refvit.models.hrvit import VARIANTS, HRViTConfig, backbone, backbone_parameters
+from refvit.models.layers import Named, affine
 from refvit.ops import adaptive_avg_pool, concat, conv2d, relu, resize
 from refvit.weights.params import Params
 

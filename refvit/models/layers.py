@@ -1,15 +1,16 @@
-"""Blocks that more than one family is made of: self-attention, the two-layer perceptron, the pre-norm transformer layer."""
+"""What more than one family is made of: the pre-norm transformer layer, and names and shapes of the usual parameters."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
-from refvit.graph.ir import Array
+from refvit.graph.ir import Array, Shape
 from refvit.graph.trace import block
 from refvit.ops import attention, layer_norm, linear
 from refvit.weights.params import Params
 
 Activation = Callable[[Array], Array]
+Named = Iterator[tuple[str, Shape]]
 
 
 @block
@@ -33,3 +34,25 @@ def transformer_layer(x: Array, p: Params, *, num_heads: int, eps: float, act: A
     """Pre-norm transformer layer: x + attention(norm(x)), then x + mlp(norm(x)). x (n, l, d) -> (n, l, d)."""
     x = x + self_attention(layer_norm(x, **p["norm1"], eps=eps), p["attn"], num_heads=num_heads)
     return x + mlp(layer_norm(x, **p["norm2"], eps=eps), p["mlp"], act=act)
+
+
+def affine(name: str, shape: Shape) -> Named:
+    """Parameters of a layer with weight and bias."""
+    yield f"{name}.weight", shape
+    yield f"{name}.bias", shape[:1]
+
+
+def batch_norm_parameters(name: str, c: int) -> Named:
+    """Parameters and statistics of a batch norm of c channels."""
+    for leaf in ("weight", "bias", "running_mean", "running_var"):
+        yield f"{name}.{leaf}", (c,)
+
+
+def transformer_parameters(name: str, d: int, hidden: int) -> Named:
+    """Parameters of a `transformer_layer` of d features whose perceptron has `hidden`."""
+    yield from affine(f"{name}.norm1", (d,))
+    yield from affine(f"{name}.attn.qkv", (3 * d, d))
+    yield from affine(f"{name}.attn.proj", (d, d))
+    yield from affine(f"{name}.norm2", (d,))
+    yield from affine(f"{name}.mlp.fc1", (hidden, d))
+    yield from affine(f"{name}.mlp.fc2", (d, hidden))

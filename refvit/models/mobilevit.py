@@ -7,12 +7,11 @@ against timm and transformers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from refvit.graph.ir import Array, Shape
 from refvit.graph.trace import block
-from refvit.models.layers import transformer_layer
+from refvit.models.layers import Named, affine, batch_norm_parameters, transformer_layer, transformer_parameters
 from refvit.ops import (
     batch_norm,
     concat,
@@ -144,14 +143,14 @@ def mobilevit(x: Array, p: Params, *, config: MobileViTConfig) -> Array:
     return head(conv_norm_act(x, p["final_conv"], eps=config.batch_norm_eps), p["head"])
 
 
-def parameters(config: MobileViTConfig) -> Iterator[tuple[str, Shape]]:
+def parameters(config: MobileViTConfig) -> Named:
     """Name and shape of every parameter of the classifier, in the order of execution."""
     yield from backbone_parameters(config)
     yield from _conv_norm("final_conv", (config.head_width, config.widths[-1], 1, 1))
     yield from affine("head.fc", (config.num_classes, config.head_width))
 
 
-def backbone_parameters(config: MobileViTConfig) -> Iterator[tuple[str, Shape]]:
+def backbone_parameters(config: MobileViTConfig) -> Named:
     """Name and shape of every parameter of stem and stages."""
     yield from _conv_norm("stem", (config.stem_width, 3, 3, 3))
     width = config.stem_width
@@ -166,29 +165,16 @@ def backbone_parameters(config: MobileViTConfig) -> Iterator[tuple[str, Shape]]:
             yield from _block_parameters(f"stages.{i}.{len(strides)}", out, config.dims[i - 2], config.depths[i - 2], config)
 
 
-def _block_parameters(name: str, c: int, d: int, depth: int, config: MobileViTConfig) -> Iterator[tuple[str, Shape]]:
+def _block_parameters(name: str, c: int, d: int, depth: int, config: MobileViTConfig) -> Named:
     yield from _conv_norm(f"{name}.conv_kxk", (c, c, 3, 3))
     yield f"{name}.conv_1x1.weight", (d, c, 1, 1)
     for i in range(depth):
-        layer = f"{name}.transformer.{i}"
-        yield from affine(f"{layer}.norm1", (d,))
-        yield from affine(f"{layer}.attn.qkv", (3 * d, d))
-        yield from affine(f"{layer}.attn.proj", (d, d))
-        yield from affine(f"{layer}.norm2", (d,))
-        yield from affine(f"{layer}.mlp.fc1", (d * config.mlp_ratio, d))
-        yield from affine(f"{layer}.mlp.fc2", (d, d * config.mlp_ratio))
+        yield from transformer_parameters(f"{name}.transformer.{i}", d, d * config.mlp_ratio)
     yield from affine(f"{name}.norm", (d,))
     yield from _conv_norm(f"{name}.conv_proj", (c, d, 1, 1))
     yield from _conv_norm(f"{name}.conv_fusion", (c, 2 * c, 3, 3))
 
 
-def _conv_norm(name: str, shape: Shape) -> Iterator[tuple[str, Shape]]:
+def _conv_norm(name: str, shape: Shape) -> Named:
     yield f"{name}.conv.weight", shape
-    for leaf in ("weight", "bias", "running_mean", "running_var"):
-        yield f"{name}.bn.{leaf}", shape[:1]
-
-
-def affine(name: str, shape: Shape) -> Iterator[tuple[str, Shape]]:
-    """Of a layer with weight and bias."""
-    yield f"{name}.weight", shape
-    yield f"{name}.bias", shape[:1]
+    yield from batch_norm_parameters(f"{name}.bn", shape[0])

@@ -6,12 +6,12 @@ backbone's stride, class logits and box offsets before softmax and decoding. Par
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 from refvit.graph.ir import Array, Shape
 from refvit.graph.trace import block
-from refvit.models.mobilevit import VARIANTS, MobileViTConfig, affine, backbone, backbone_parameters
+from refvit.models.layers import Named, affine, batch_norm_parameters
+from refvit.models.mobilevit import VARIANTS, MobileViTConfig, backbone, backbone_parameters
 from refvit.ops import batch_norm, broadcast, concat, conv2d, mean, relu
 from refvit.weights.params import Params
 
@@ -97,9 +97,6 @@ def mobilevit_ssdlite(x: Array, p: Params, *, config: MobileViTConfig) -> dict[s
     return {"scores": y[:, :, 4:], "boxes": y[:, :, :4]}
 
 
-Named = Iterator[tuple[str, Shape]]
-
-
 def deeplabv3_parameters(config: MobileViTConfig) -> Named:
     """Name and shape of every parameter."""
     yield from backbone_parameters(config)
@@ -133,5 +130,4 @@ def ssdlite_parameters(config: MobileViTConfig) -> Named:
 
 def _conv_layer(name: str, shape: Shape) -> Named:
     yield f"{name}.block.conv.weight", shape
-    for leaf in ("weight", "bias", "running_mean", "running_var"):
-        yield f"{name}.block.norm.{leaf}", shape[:1]
+    yield from batch_norm_parameters(f"{name}.block.norm", shape[0])

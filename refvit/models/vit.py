@@ -7,14 +7,13 @@ timm's. Facts are those of google-research/vision_transformer and facebookresear
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 from refvit.errors import ShapeError
-from refvit.graph.ir import Array, Shape
+from refvit.graph.ir import Array
 from refvit.graph.trace import block
-from refvit.models.layers import transformer_layer
+from refvit.models.layers import Named, affine, transformer_layer, transformer_parameters
 from refvit.ops import broadcast, concat, conv2d, gelu, layer_norm, linear, resize
 from refvit.weights.params import Params
 
@@ -123,24 +122,14 @@ def vit(x: Array, p: Params, *, config: ViTConfig) -> Array:
     return (linear(x[:, 0], **p["head"]) + linear(x[:, 1], **p["head_dist"])) * 0.5
 
 
-def parameters(config: ViTConfig) -> Iterator[tuple[str, Shape]]:
+def parameters(config: ViTConfig) -> Named:
     """Name and shape of every parameter."""
-    d, hidden = config.embed_dim, config.embed_dim * config.mlp_ratio
+    d = config.embed_dim
     yield from ((name, (1, 1, d)) for name in ("cls_token", "dist_token")[: config.prefix])
     yield "pos_embed", (1, config.prefix + config.grid**2, d)
-    yield from _affine("patch_embed.proj", (d, 3, config.patch_size, config.patch_size))
+    yield from affine("patch_embed.proj", (d, 3, config.patch_size, config.patch_size))
     for i in range(config.depth):
-        yield from _affine(f"blocks.{i}.norm1", (d,))
-        yield from _affine(f"blocks.{i}.attn.qkv", (3 * d, d))
-        yield from _affine(f"blocks.{i}.attn.proj", (d, d))
-        yield from _affine(f"blocks.{i}.norm2", (d,))
-        yield from _affine(f"blocks.{i}.mlp.fc1", (hidden, d))
-        yield from _affine(f"blocks.{i}.mlp.fc2", (d, hidden))
-    yield from _affine("norm", (d,))
+        yield from transformer_parameters(f"blocks.{i}", d, d * config.mlp_ratio)
+    yield from affine("norm", (d,))
     for head in ("head", "head_dist")[: config.prefix]:
-        yield from _affine(head, (config.num_classes, d))
-
-
-def _affine(name: str, shape: Shape) -> Iterator[tuple[str, Shape]]:
-    yield f"{name}.weight", shape
-    yield f"{name}.bias", shape[:1]
+        yield from affine(head, (config.num_classes, d))
