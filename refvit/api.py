@@ -23,7 +23,7 @@ from refvit.models import architecture, matching
 from refvit.vision.labels import check_labels, read_labels
 from refvit.vision.preprocess import Preprocess
 from refvit.vision.result import Result
-from refvit.weights.embedded import DEFAULT, EMBEDDED, HOW_TO_GET, load_embedded, say_once
+from refvit.weights.embedded import DEFAULT, EMBEDDED, how_to_get, load_embedded, say_once
 from refvit.weights.store import Weights
 from refvit.weights.store import load as load_weights
 
@@ -37,8 +37,6 @@ else:
 Labels = Sequence[str] | str | os.PathLike[str]
 WeightsSource = str | os.PathLike[str] | Mapping[str, Array]
 RECENT = 4  # models that `infer` keeps
-
-
 Many = list[Any] | tuple[Any, ...] | Iterator[Any]
 
 
@@ -86,7 +84,7 @@ def infer(
     else:
         ready = _recent_model(model, weights, options | preprocess)
     if ready.name == DEFAULT:
-        say_once()
+        say_once()  # here as well as in Model.infer, so that the warning shows the caller's line and not this one
     return ready.infer(image, batch_size=batch_size, allow_url=allow_url)
 
 
@@ -161,23 +159,20 @@ def _find_weights(model: str | None, weights: WeightsSource | None) -> Weights:
             return load_embedded(model)
         here = ", ".join(EMBEDDED)
         raise (UnknownModelError if tag else WeightsError)(
-            f"{model}: these weights do not come with refvit ({here} does); {HOW_TO_GET.format(name=name)}"
+            f"{model}: these weights do not come with refvit ({here} does); {how_to_get(name)}"
         )
-    if model in EMBEDDED and isinstance(weights, Mapping):
-        raise WeightsError(f"{model} is the name of weights that come with refvit; give {name} or another tag with weights")
-    if isinstance(weights, Mapping):
-        from weights_convert import convert
-
-        return convert(weights, model=name or None, tag=tag)
-    found = load_weights(weights)
+    file = None if isinstance(weights, Mapping) else Path(weights)
+    found = load_weights(file) if file else None
     if found is None:
-        from weights_convert import convert_file
+        from weights_convert import convert, convert_file
 
-        found = convert_file(weights, model=name or None, tag=tag)
-        if found.name in EMBEDDED:
+        if model in EMBEDDED:
             raise WeightsError(f"{model} is the name of weights that come with refvit; give {name} or another tag with weights")
+        if isinstance(weights, Mapping):
+            return convert(weights, model=name or None, tag=tag)
+        return convert_file(weights, model=name or None, tag=tag)
     if model is not None and (name != found.model or tag not in ("", found.tag)):
-        raise WeightsError(f"{os.fspath(weights)}: holds the weights of {found.name}, not of {model}")
+        raise WeightsError(f"{file}: holds the weights of {found.name}, not of {model}")
     return found
 
 

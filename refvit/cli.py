@@ -149,13 +149,12 @@ def _infer(args: argparse.Namespace) -> int:
     model = refvit.load(args.model, args.weights, backend=args.backend, dtype=args.dtype, labels=args.labels, **overrides)
     if model.name == DEFAULT:
         _say(NOTICE)
-    many = len(args.images) > 1 or expand(args.images[0], allow_url=args.allow_url)[0]
+    many, results = _results(model, args)
     folder = Path(args.save) if args.save and (many or os.path.isdir(args.save)) else None
     if folder and folder.suffix and not folder.is_dir():
         raise ConfigError(f"--save {args.save}: for several images a folder is expected, a name without suffix")
     if args.save and not folder:
         file_kind(Path(args.save))  # rather now than after the work
-    results = _results(model, args)
     total, failed = 0, 0
     for total, result in enumerate(_progress(results, many and not sys.stdout.isatty()), 1):
         failed += result.error is not None
@@ -177,23 +176,24 @@ def _infer(args: argparse.Namespace) -> int:
     return SOME_FAILED if failed else OK
 
 
-def _results(model: refvit.Model, args: argparse.Namespace) -> Iterator[refvit.Result]:
-    """The answers. One image that cannot be read is raised, one of several is an answer with an error."""
-    if len(args.images) == 1:
-        answer = model.infer(args.images[0], batch_size=args.batch_size, allow_url=args.allow_url)
-        return iter([answer]) if isinstance(answer, refvit.Result) else answer
+def _results(model: refvit.Model, args: argparse.Namespace) -> tuple[bool, Iterator[refvit.Result]]:
+    """Whether there are several images, and their answers, computed as they are asked for.
 
-    def sources() -> Iterator[Any]:
-        for image in args.images:
-            try:
-                _, found = expand(image, allow_url=args.allow_url)
-            except ImageError:
-                found = iter([image])  # which fails again where it is read, as one of several
-            yield from found
+    One image that cannot be read is raised, one of several is an answer with an error.
+    """
+    many, sources = expand(args.images[0], allow_url=args.allow_url) if len(args.images) == 1 else (True, _sources(args))
+    if many:
+        return True, model.infer(sources, batch_size=args.batch_size, allow_url=args.allow_url)  # type: ignore[return-value]
+    return False, (model.infer(image, allow_url=args.allow_url) for image in sources)  # type: ignore[misc]
 
-    answers = model.infer(sources(), batch_size=args.batch_size, allow_url=args.allow_url)
-    assert not isinstance(answers, refvit.Result)
-    return answers
+
+def _sources(args: argparse.Namespace) -> Iterator[Any]:
+    for image in args.images:
+        try:
+            _, found = expand(image, allow_url=args.allow_url)
+        except ImageError:
+            found = iter([image])  # which fails again where it is read, as one of several
+        yield from found
 
 
 def _progress(results: Iterator[refvit.Result], wanted: bool) -> Iterator[refvit.Result]:

@@ -74,9 +74,9 @@ class Model:
     def intermediates(self, x: Array, keep: str = "*") -> dict[str, Array]:
         """Every value whose name matches the wildcard pattern `keep`, in the order of execution, for x (n, 3, h, w).
 
-        Names are module paths: "stages.2.1.transformer.0.attn" is what that module returns, "...attn.softmax" the attention
-        weights. The values come from the NumPy definitions in the model's dtype, whatever the backend. ConfigError if nothing
-        matches.
+        Names are module paths: "stages.2.1.transformer.0.attn" is what that module returns, "...attn.attention.softmax" the
+        attention weights. The values come from the NumPy definitions in the model's dtype, whatever the backend. ConfigError
+        if nothing matches.
         """
         if not isinstance(keep, str):
             raise ConfigError(f"intermediates: keep is one wildcard pattern, got {keep!r:.60}")

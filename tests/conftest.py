@@ -23,3 +23,12 @@ def golden():
 def demo():
     """The embedded ten-class model; one call costs milliseconds."""
     return refvit.load()
+
+
+@pytest.fixture(scope="session")
+def xxs(golden):
+    """The tensors of a seeded mobilevit_xxs checkpoint in timm's layout, read-only."""
+    state = golden("mobilevit_xxs.timm").state()
+    for a in state.values():
+        a.flags.writeable = False
+    return state

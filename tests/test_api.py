@@ -23,11 +23,6 @@ PIXELS = RNG.integers(0, 256, (41, 53, 3), dtype=np.uint8)
 OTHER = np.full((30, 20, 3), (200, 30, 60), np.uint8)
 
 
-@pytest.fixture(scope="module")
-def xxs(golden):
-    return golden("mobilevit_xxs.timm").state()
-
-
 # load
 
 
@@ -95,6 +90,13 @@ def test_unknown_names(call):
         call("mobilevit_xxs.imagenet")
     with pytest.raises(WeightsError, match=r"mobilevit_s: .*timm/mobilevit_s\.cvnets_in1k: download it"):
         call("mobilevit_s")
+
+
+def test_only_known_repositories_are_named():
+    for name in ("vit_base_patch16_224", "hrvit_b1", "mobilevit_s_deeplabv3"):
+        with pytest.raises(WeightsError, match=f"{name}: .* give a safetensors file by weights=FILE") as caught:
+            refvit.load(name)
+        assert "huggingface" not in str(caught.value)
 
 
 def test_weights_of_another_model(xxs, tmp_path):

@@ -19,11 +19,6 @@ PIXELS = RNG.integers(0, 256, (41, 53, 3), dtype=np.uint8)
 OTHER = np.full((30, 20, 3), (200, 30, 60), np.uint8)
 
 
-@pytest.fixture(scope="module")
-def xxs(golden):
-    return golden("mobilevit_xxs.timm").state()
-
-
 @pytest.fixture
 def photos(tmp_path):
     """Two good images of different content, and a broken one between them."""

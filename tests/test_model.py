@@ -12,11 +12,6 @@ from refvit.models import architecture
 RNG = np.random.default_rng(3)
 
 
-@pytest.fixture(scope="module")
-def xxs(golden):
-    return golden("mobilevit_xxs.timm").state()
-
-
 def x_of(n=1, size=32, dtype=np.float32):
     return RNG.random((n, 3, size, size)).astype(dtype)
 

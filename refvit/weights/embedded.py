@@ -12,13 +12,22 @@ from refvit.weights.store import Weights, load
 DEFAULT = "mobilevit_xxs.cifar10"
 EMBEDDED = (DEFAULT,)
 
-HOW_TO_GET = (
-    "timm's ImageNet weights are the model.safetensors of https://huggingface.co/timm/{name}.cvnets_in1k: download it and give "
-    'model="{name}", weights="model.safetensors" (--model, --weights)'
-)
+ON_THE_HUB = ("mobilevit_xxs", "mobilevit_xs", "mobilevit_s")  # as https://huggingface.co/timm/NAME.cvnets_in1k
+
+
+def how_to_get(model: str) -> str:
+    """What to do for weights of `model` that do not come with refvit."""
+    if model not in ON_THE_HUB:
+        return "give a safetensors file by weights=FILE (--weights)"
+    return (
+        f"timm's ImageNet weights are the model.safetensors of https://huggingface.co/timm/{model}.cvnets_in1k: download it "
+        f'and give model="{model}", weights="model.safetensors" (--model, --weights)'
+    )
+
+
 NOTICE = (
     f"{DEFAULT} is a demonstration: it knows ten classes (airplane, automobile, bird, cat, deer, dog, frog, horse, ship, "
-    f"truck) and no others. For 1000 classes, {HOW_TO_GET.format(name='mobilevit_s')}."
+    f"truck) and no others. For 1000 classes, {how_to_get('mobilevit_s')}."
 )
 
 

@@ -16,11 +16,6 @@ from weights_convert.layout import Layout, Rule
 RNG = np.random.default_rng(2)
 
 
-@pytest.fixture(scope="module")
-def xxs(golden):
-    return golden("mobilevit_xxs.timm").state()
-
-
 def seeded(name, dtype=np.float32):
     arch = architecture(name)
     return {n: (RNG.standard_normal(s) * 0.1).astype(dtype) for n, s in arch.parameters(arch.config)}
