@@ -10,9 +10,12 @@ __version__ = "0.1.0"
 
 from refvit.api import ModelInfo, infer, info, list_models, load
 from refvit.model import Model
-from refvit.vision.result import Prediction, Result
+from refvit.vision.answers import Area, Box, Prediction
+from refvit.vision.attention import Attention
+from refvit.vision.result import Result
 from refvit.weights.embedded import DemonstrationWarning
 
 __all__ = [
-    "DemonstrationWarning", "Model", "ModelInfo", "Prediction", "Result", "__version__", "infer", "info", "list_models", "load",
+    "Area", "Attention", "Box", "DemonstrationWarning", "Model", "ModelInfo", "Prediction", "Result", "__version__", "infer",
+    "info", "list_models", "load",
 ]  # fmt: skip

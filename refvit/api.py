@@ -20,6 +20,7 @@ from refvit.graph.cost import parameter_count, total_cost
 from refvit.graph.ir import Array
 from refvit.model import Model, architecture_graph
 from refvit.models import architecture, matching
+from refvit.vision import postprocess
 from refvit.vision.labels import check_labels, read_labels
 from refvit.vision.preprocess import Preprocess
 from refvit.vision.result import Result
@@ -56,18 +57,21 @@ def infer(
     dtype: str | None = None,
     device: str | None = None,
     threads: int | None = None,
+    boxes: Any = None,
     batch_size: int | None = None,
     allow_url: bool = False,
     labels: Labels | None = None,
-    **preprocess: Any,
+    **fields: Any,
 ) -> Any:
     """What is in this image? One image gives a Result, many give an iterator of Results.
 
     image: path, URL (with allow_url=True), bytes, PIL image or RGB uint8 ndarray (h, w, 3); for many images a folder, a glob
         pattern or an iterable. Among many, an unreadable one has a Result with `.error`.
-    model, weights, backend, dtype, device, threads, labels, preprocess: as in `load`; without model and weights the embedded
+    model, weights, backend, dtype, device, threads, labels, fields: as in `load`; without model and weights the embedded
         ten-class demonstration model answers. The last few models stay loaded. A Model is used as it is.
-    batch_size: images computed at once (default 8), for many images.
+    boxes: of the people in the image, for pose estimation: (n, 4) x, y, width, height, or (n, 5) with a score behind; of many
+        images an iterable of such, one for each. By default the whole image is one person.
+    batch_size: inputs computed at once, default 8, fewer of large ones
 
     Raises ImageError if the one image cannot be read, and what `load` raises.
 
@@ -77,15 +81,15 @@ def infer(
     if isinstance(model, Model):
         defaults = inspect.signature(load).parameters
         surplus = [name for name, value in options.items() if value is not defaults[name].default]
-        surplus += ["weights"] * (weights is not None) + list(preprocess)
+        surplus += ["weights"] * (weights is not None) + list(fields)
         if surplus:
             raise ConfigError(f"infer: {', '.join(surplus)} cannot be changed on a loaded model; give them to refvit.load")
         ready = model
     else:
-        ready = _recent_model(model, weights, options | preprocess)
+        ready = _recent_model(model, weights, options | fields)
     if ready.name == DEFAULT:
         say_once()  # here as well as in Model.infer, so that the warning shows the caller's line and not this one
-    return ready.infer(image, batch_size=batch_size, allow_url=allow_url)
+    return ready.infer(image, boxes=boxes, batch_size=batch_size, allow_url=allow_url)
 
 
 def load(
@@ -97,7 +101,7 @@ def load(
     device: str | None = None,
     threads: int | None = None,
     labels: Labels | None = None,
-    **preprocess: Any,
+    **fields: Any,
 ) -> Model:
     """A model with its weights, ready to run.
 
@@ -107,21 +111,24 @@ def load(
     dtype: "float32" (default), "float64" for golden values, "float16"
     device, threads: for backends that have a choice; the numpy backend has none and takes None or "cpu", and None
     labels: names of the classes, or a text or JSON file of them, in place of those that come with the weights
-    preprocess: single fields of the pre-processing to replace: resize, crop, enlarge, interpolation, mean, std, channel_order
+    fields: single fields to replace, by name
+        of the pre-processing: resize, crop, enlarge, longest, interpolation, mean, std, channel_order
+        of the post-processing, for segmentation: scales, flip, average, window, window_stride, fill_window, pad_multiple,
+        to_image; for pose estimation: padding, flip, shift, joint_threshold, oks_threshold; for detection: rule,
+        score_threshold
+        of the config, what files of foreign layouts do not tell: align_corners (HRNet), gelu, layer_norm_eps, position_resize
+        (ViT), output_stride, dilation_rule, rates (DeepLabv3)
 
     Raises UnknownModelError, WeightsError, ConfigError or BackendError, each of which says what to do.
     """
-    _check_names(preprocess)
+    overrides = _sort(fields)
     if device not in (None, "cpu"):
         raise ConfigError(f'device: None or "cpu" expected, got {device!r}; no backend here has another device')
     if threads is not None:
         raise ConfigError(
             "threads: the numpy backend uses as many as its BLAS library; set OPENBLAS_NUM_THREADS before starting"
         )
-    found = _find_weights(model, weights)
-    if preprocess:
-        fields = Preprocess.from_dict(found.preprocess).replace(**preprocess).to_dict()
-        found = dataclasses.replace(found, preprocess=fields)
+    found = _find_weights(model, weights, overrides)
     if labels is not None:
         names = check_labels(_read_labels(labels), found.config["num_classes"])
         source = {k: v for k, v in found.source.items() if k != "labels"}  # what was said of the labels before
@@ -133,18 +140,50 @@ def _read_labels(labels: Labels) -> Sequence[str]:
     return read_labels(labels) if isinstance(labels, (str, os.PathLike)) else labels
 
 
-def _check_names(preprocess: Mapping[str, Any]) -> None:
-    """What is no option of `infer` or `load` must be a field of the pre-processing; ConfigError suggests what was meant."""
-    fields = [f.name for f in dataclasses.fields(Preprocess)]
-    for name in preprocess:
-        if name not in fields:
-            options = [p for p in inspect.signature(infer).parameters if p != "preprocess"]
-            near = difflib.get_close_matches(name, options + fields, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(options + fields)}"
+@dataclasses.dataclass(frozen=True)
+class _Overrides:
+    """Fields that replace those of the weights, by where they belong."""
+
+    preprocess: dict[str, Any]
+    postprocess: dict[str, Any]
+    config: dict[str, Any]
+
+    def apply(self, found: Weights) -> Weights:
+        """To weights in refvit's own format. ConfigError for a field that does not belong to the model."""
+        arch = architecture(found.model)
+        if unknown := [name for name in self.config if name not in arch.options]:
+            raise ConfigError(f"{', '.join(unknown)}: no option of {found.model}; its are {', '.join(arch.options) or 'none'}")
+        source = {k: v for k, v in found.source.items() if k not in self.config and k not in self.postprocess}
+        return dataclasses.replace(
+            found,
+            preprocess=Preprocess.from_dict(found.preprocess).replace(**self.preprocess).to_dict(),
+            postprocess=postprocess.from_dict(arch.task, {**found.postprocess, **self.postprocess}).to_dict(),
+            config={**found.config, **self.config},
+            source=source,
+        )
+
+
+def _sort(fields: Mapping[str, Any]) -> _Overrides:
+    """Whose field each is; ConfigError suggests what was meant by a name that is nobody's."""
+    places = _Overrides({}, {}, {})
+    owners = [
+        ([f.name for f in dataclasses.fields(Preprocess)], places.preprocess),
+        (postprocess.names(), places.postprocess),
+        ([name for arch in matching("*") for name in arch.options], places.config),
+    ]
+    for name, value in fields.items():
+        place = next((place for names, place in owners if name in names), None)
+        if place is None:
+            known = [p for p in inspect.signature(infer).parameters if p != "fields"]
+            known += [name for names, _ in owners for name in names if name not in known]
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(dict.fromkeys(known))}"
             raise ConfigError(f"unknown option {name!r}; {hint}")
+        place[name] = value
+    return places
 
 
-def _find_weights(model: str | None, weights: WeightsSource | None) -> Weights:
+def _find_weights(model: str | None, weights: WeightsSource | None, overrides: _Overrides) -> Weights:
     if not isinstance(model, (str, type(None))):
         raise ConfigError(f"model: a name from list_models() expected, got {type(model).__name__}")
     if not isinstance(weights, (str, os.PathLike, Mapping, type(None))):
@@ -156,7 +195,7 @@ def _find_weights(model: str | None, weights: WeightsSource | None) -> Weights:
         architecture(name)  # an unknown name is the first thing to say
     if weights is None:
         if model in EMBEDDED:
-            return load_embedded(model)
+            return overrides.apply(load_embedded(model))
         here = ", ".join(EMBEDDED)
         raise (UnknownModelError if tag else WeightsError)(
             f"{model}: these weights do not come with refvit ({here} does); {how_to_get(name)}"
@@ -168,12 +207,11 @@ def _find_weights(model: str | None, weights: WeightsSource | None) -> Weights:
 
         if model in EMBEDDED:
             raise WeightsError(f"{model} is the name of weights that come with refvit; give {name} or another tag with weights")
-        if isinstance(weights, Mapping):
-            return convert(weights, model=name or None, tag=tag)
-        return convert_file(weights, model=name or None, tag=tag)
+        options = {"model": name or None, "tag": tag, **vars(overrides)}
+        return convert(weights, **options) if isinstance(weights, Mapping) else convert_file(weights, **options)
     if model is not None and (name != found.model or tag not in ("", found.tag)):
         raise WeightsError(f"{file}: holds the weights of {found.name}, not of {model}")
-    return found
+    return overrides.apply(found)
 
 
 _recent: OrderedDict[Any, Model] = OrderedDict()

@@ -2,39 +2,43 @@
 
 from __future__ import annotations
 
-import dataclasses
 import fnmatch
 import functools
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from itertools import repeat
 from typing import Any
 
 import numpy as np
 
 from refvit import backends
-from refvit.errors import ConfigError, ImageError, RefvitError, ShapeError, UnsupportedError, WeightsError
+from refvit.errors import ConfigError, ImageError, RefvitError, ShapeError, WeightsError
 from refvit.graph.cost import Summary, summarise
 from refvit.graph.ir import Array, Graph, Shape, ShapeOnly, dims
 from refvit.graph.trace import trace
-from refvit.models import architecture
+from refvit.models import architecture, config_from_dict
+from refvit.vision.attention import SOFTMAX, Attention, attention_maps, check_attends, query_point, seen
 from refvit.vision.intake import describe, expand, read
 from refvit.vision.labels import check_labels
-from refvit.vision.pixels import Picture
+from refvit.vision.pixels import Picture, seal
+from refvit.vision.postprocess import from_dict
 from refvit.vision.preprocess import Preprocess
 from refvit.vision.result import Result
+from refvit.vision.tasks import Facts, Plan
+from refvit.vision.tasks import plan as make_plan
 from refvit.weights.check import require
 from refvit.weights.embedded import DEFAULT, say_once
 from refvit.weights.store import DTYPES, Weights
 
 SHAPES = 16  # input shapes whose graphs are kept ready
 LONGEST = 2**20  # of an axis of the input
+BATCH, BATCH_PIXELS = 8, 2**21  # inputs computed at once by default, and how large they may be together
 
 
 class Model:
     """What `refvit.load` returns. It has no state that a call changes: any number of threads may share one.
 
     name, task: as in `refvit.list_models`, the name with its weights tag
-    config, preprocess, labels: as recorded with the weights
+    config, preprocess, postprocess, labels: as recorded with the weights
     backend, dtype: what it runs on and in
     input_size: (h, w) that the weights were evaluated at
     """
@@ -45,6 +49,7 @@ class Model:
         self.name, self.task = weights.name, arch.task
         self.config = config_from_dict(arch.config, weights.config)
         self.preprocess = Preprocess.from_dict(weights.preprocess)
+        self.postprocess = from_dict(self.task, weights.postprocess)
         self.labels = None if weights.labels is None else check_labels(weights.labels, self.config.num_classes)
         self.dtype = _dtype_name(dtype)
         self._backend = backends.get(backend)
@@ -54,6 +59,10 @@ class Model:
         if wrong := [n for n, a in self._params.items() if not np.isfinite(a).all()]:
             raise WeightsError(f"weights {weights.name}: {wrong[0]} holds NaN or infinite values; get the weights again")
         self.input_size = self.preprocess.input_size or arch.input_size
+        align_corners = getattr(self.config, "align_corners", False)
+        self._facts = Facts(
+            self.task, self.config.num_classes, self.labels, self.preprocess, self.postprocess, arch.multiple, align_corners
+        )
         self._executable = functools.lru_cache(SHAPES)(self._compile)
 
     def __reduce__(self) -> Any:
@@ -99,76 +108,120 @@ class Model:
         """Parameters, MACs and bytes by block, for an input of `shape` as in `graph`; `depth` opens the blocks further."""
         return summarise(self.name, self.graph(shape), depth)
 
-    def infer(self, image: Any, *, batch_size: int | None = None, allow_url: bool = False) -> Result | Iterator[Result]:
+    def infer(
+        self, image: Any, *, boxes: Any = None, batch_size: int | None = None, allow_url: bool = False
+    ) -> Result | Iterator[Result]:
         """Answer for one image (a Result), or for many (an iterator of Results, in order, read as it advances).
 
         image: path, URL (with allow_url), bytes, PIL image, RGB uint8 ndarray (h, w, 3); or many of them: a folder, a glob
         pattern, an iterable. ImageError if the one image cannot be read; among many, its Result carries `.error` instead.
-        batch_size: images to compute at once, default 8; images of different sizes never share a batch.
+        boxes: of the people in the image, for pose estimation: rows x, y, width, height in pixels, with the detector's score
+        behind if there is one; of many images an iterable of such, one for each. Default: the whole image is one person.
+        batch_size: inputs to compute at once, default 8, fewer of large ones; inputs of different sizes never share a batch.
         """
         if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
             raise ConfigError(f"batch_size: a whole number of at least 1 expected, got {batch_size!r}")
-        if self.task != "classification":
-            raise UnsupportedError(
-                f"{self.name}: infer answers for classification; for {self.task} call model(x), which is raw"
-            )
+        if boxes is not None and self.task != "pose":
+            raise ConfigError(f"boxes: only pose estimation looks at people in given boxes; {self.name} is for {self.task}")
         if self.name == DEFAULT:
             say_once()
         many, sources = expand(image, allow_url=allow_url)
         if many:
-            return self._infer_many(sources, batch_size or 8, allow_url)
+            jobs = zip(sources, repeat(None)) if boxes is None else zip(sources, boxes, strict=True)
+            return self._infer_many(jobs, batch_size, allow_url)
         (source,) = sources
-        picture, x = self._prepare(source, allow_url)
-        (result,) = self._answer([picture], [x])
-        return result
+        picture, plan = self._prepare(source, boxes, allow_url)
+        return self._answer([picture], [plan], batch_size)[0]
 
-    def _infer_many(self, sources: Iterator[Any], batch_size: int, allow_url: bool) -> Iterator[Result]:
+    def attention(self, image: Any, *, at: tuple[int, int] | None = None, allow_url: bool = False) -> Attention:
+        """Where the model looks in one image: of ViT and DeiT its class token, of MobileViT and HRViT the pixel `at`.
+
+        image: path, URL (with allow_url), bytes, PIL image or RGB uint8 ndarray (h, w, 3). Of several inputs that `infer` would
+        run for it (scales, windows, mirror images) the first counts.
+        at: (x, y), whole numbers from the upper left corner of the picture that the network sees, which is the image resized,
+        cropped and padded: `.picture` of the result. By default its centre. Not for ViT.
+
+        The weights come from the NumPy definitions, as all `intermediates`. UnsupportedError for HRNet, ImageError if the image
+        cannot be read, ConfigError for many images and for what is no pixel.
+        """
+        check_attends(self.name, self._params)
+        many, sources = expand(image, allow_url=allow_url)
+        if many:
+            raise ConfigError("attention: one image expected, got a folder, pattern or collection; give its images one by one")
+        picture, plan = self._prepare(next(sources), None, allow_url)
+        x = plan.inputs[0]
+        graph = self.graph((1, *x.shape))
+        at = query_point(graph, at)
+        maps, rollout = attention_maps(graph, self.intermediates(x[None], SOFTMAX), at)
+        shown = seal(seen(x, self.preprocess), picture.source, list(picture.notes))
+        return Attention(maps, rollout, at, shown, self._provenance() | plan.notes)
+
+    def _infer_many(self, jobs: Iterator[tuple[Any, Any]], batch_size: int | None, allow_url: bool) -> Iterator[Result]:
         ended: Exception | None = None
         while ended is None:
-            chunk: list[Any] = []
+            chunk: list[tuple[str, Picture, Plan] | Result] = []
+            inputs = 0
             try:
-                while len(chunk) < batch_size:
-                    chunk.append(next(sources))
+                while inputs < (batch_size or BATCH):
+                    source, boxes = next(jobs)
+                    try:
+                        picture, plan = self._prepare(source, boxes, allow_url)
+                        chunk.append((picture.source, picture, plan))
+                        inputs += len(plan.inputs)
+                    except RefvitError as error:
+                        chunk.append(Result(describe(source), error=error, provenance=self._provenance()))
+                        inputs += 1
             except Exception as error:  # StopIteration, or the caller's own: first give what there is
                 ended = error
-            answers: dict[int, Result] = {}
-            ready: dict[Shape, list[tuple[int, Picture, Array]]] = {}
-            for i, source in enumerate(chunk):
-                try:
-                    picture, x = self._prepare(source, allow_url)
-                    ready.setdefault(x.shape, []).append((i, picture, x))
-                except RefvitError as error:
-                    answers[i] = Result(describe(source), error=error, provenance=self._provenance())
-            for group in ready.values():
-                indices, pictures, inputs = zip(*group, strict=True)
-                answers.update(zip(indices, self._answer_each(list(pictures), list(inputs)), strict=True))
-            yield from (answers[i] for i in range(len(chunk)))
+            ready = [item for item in chunk if not isinstance(item, Result)]
+            answers = iter(self._answer_each([p for _, p, _ in ready], [plan for _, _, plan in ready], batch_size))
+            yield from (item if isinstance(item, Result) else next(answers) for item in chunk)
+        if isinstance(ended, ValueError) and "zip()" in str(ended):
+            raise ConfigError("boxes: as many as there are images expected, one entry for each") from None
         if not isinstance(ended, StopIteration):
             raise ended
 
-    def _prepare(self, source: Any, allow_url: bool) -> tuple[Picture, Array]:
+    def _prepare(self, source: Any, boxes: Any, allow_url: bool) -> tuple[Picture, Plan]:
         picture = read(source, allow_url=allow_url)
         try:
-            return picture, self.preprocess(picture.pixels)
+            return picture, make_plan(self._facts, picture.pixels, boxes)
         except ImageError as error:
             raise ImageError(f"{picture.source}: {error}") from None
 
-    def _answer_each(self, pictures: list[Picture], inputs: list[Array]) -> list[Result]:
+    def _answer_each(self, pictures: list[Picture], plans: list[Plan], batch_size: int | None) -> list[Result]:
         """As `_answer`, but what the network cannot take, or memory does not hold, is that image's error alone."""
         try:
-            return self._answer(pictures, inputs)
+            return self._answer(pictures, plans, batch_size)
         except (RefvitError, MemoryError) as error:
             if len(pictures) > 1:
-                return [r for p, x in zip(pictures, inputs, strict=True) for r in self._answer_each([p], [x])]
-            reason = f"not enough memory for {dims(inputs[0].shape)} pixels" if isinstance(error, MemoryError) else error
+                pairs = zip(pictures, plans, strict=True)
+                return [r for picture, plan in pairs for r in self._answer_each([picture], [plan], batch_size)]
+            shape = plans[0].inputs[0].shape
+            reason = f"not enough memory for {dims(shape)} pixels" if isinstance(error, MemoryError) else error
             failure = ImageError(f"{pictures[0].source}: {reason}")
             return [Result(pictures[0].source, error=failure, provenance=self._provenance())]
 
-    def _answer(self, pictures: list[Picture], inputs: list[Array]) -> list[Result]:
-        logits = self(np.stack(inputs))
-        assert isinstance(logits, np.ndarray)
-        provenance = self._provenance()
-        return [Result(p.source, y, self.labels, p.preview(), provenance) for p, y in zip(pictures, logits, strict=True)]
+    def _answer(self, pictures: list[Picture], plans: list[Plan], batch_size: int | None) -> list[Result]:
+        outputs = iter(self._compute([x for plan in plans for x in plan.inputs], batch_size))
+        results = []
+        for picture, plan in zip(pictures, plans, strict=True):
+            answer = plan.finish([next(outputs) for _ in plan.inputs])
+            results.append(Result(picture.source, answer, picture.preview(self.task), self._provenance() | plan.notes))
+        return results
+
+    def _compute(self, inputs: list[Array], batch_size: int | None) -> list[Any]:
+        """The raw output of every input (3, h, w), without batch axis. Inputs of one shape share batches."""
+        outputs: list[Any] = [None] * len(inputs)
+        groups: dict[Shape, list[int]] = {}
+        for i, x in enumerate(inputs):
+            groups.setdefault(x.shape, []).append(i)
+        for shape, group in groups.items():
+            step = batch_size or max(1, min(BATCH, BATCH_PIXELS // (shape[1] * shape[2])))
+            for batch in (group[k : k + step] for k in range(0, len(group), step)):
+                y = self(np.stack([inputs[i] for i in batch]))
+                for k, i in enumerate(batch):
+                    outputs[i] = {name: a[k] for name, a in y.items()} if isinstance(y, dict) else y[k]
+        return outputs
 
     def _provenance(self) -> dict[str, Any]:
         import PIL
@@ -182,6 +235,7 @@ class Model:
             "backend": self.backend,
             "dtype": self.dtype,
             "preprocess": self.preprocess.to_dict(),
+            "postprocess": self.postprocess.to_dict(),
             "versions": {"refvit": __version__, "numpy": np.__version__, "pillow": PIL.__version__},
         }
 
@@ -207,34 +261,6 @@ def architecture_graph(name: str, size: tuple[int, int] | None = None, batch: in
     shape = (batch, 3, *(size or arch.input_size))
     params = {n: ShapeOnly(s) for n, s in arch.parameters(arch.config)}
     return trace(arch.forward, _check_shape(shape), params, config=arch.config)
-
-
-def config_from_dict(published: Any, values: Mapping[str, Any]) -> Any:
-    """A config like `published`, a dataclass, from the output of dataclasses.asdict; lists become tuples.
-
-    A field that has a default may be missing: the file is older than the field, and the default is what was meant before.
-    ConfigError names unknown and missing keys, and values of another kind than the published ones: numbers are positive, and a
-    tuple has as many as there.
-    """
-    name, fields = type(published).__name__, dataclasses.asdict(published)
-    values = {f.name: f.default for f in dataclasses.fields(published) if f.default is not dataclasses.MISSING} | dict(values)
-    if unknown := sorted(set(values) - set(fields)):
-        raise ConfigError(f"{name}: unknown {', '.join(unknown)}; known are {', '.join(sorted(fields))}")
-    if missing := sorted(set(fields) - set(values)):
-        raise ConfigError(f"{name}: {', '.join(missing)} missing")
-    for key, example in fields.items():
-        if not _like(values[key], example):
-            raise ConfigError(f"{name}.{key}: something like {example!r} expected, got {values[key]!r:.60}")
-    return type(published)(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
-
-
-def _like(value: Any, example: Any) -> bool:
-    if isinstance(example, tuple):
-        fits = isinstance(value, (list, tuple)) and len(value) == len(example)
-        return fits and all(_like(v, e) for v, e in zip(value, example, strict=True))
-    if isinstance(example, float):
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
-    return type(value) is type(example) and (not isinstance(value, int) or isinstance(value, bool) or value > 0)
 
 
 def _dtype_name(dtype: Any) -> str:

@@ -23,7 +23,7 @@ ALLOWED = {
     "graph": {"errors", "graph"},
     "backends": {"errors", "graph", "ops"},
     "weights": {"errors", "files", "graph.ir", "weights"},
-    "vision": {"errors", "files", "graph.ir", "vision"},
+    "vision": {"errors", "files", "graph.ir", "ops", "vision"},
     "model": {"errors", "backends", "graph", "models", "vision", "weights", ""},
     "api": {"errors", "backends", "graph", "model", "models", "vision", "weights", ""},
     "cli": {"errors", "files", "graph", "model", "vision", "weights", ""},

@@ -5,12 +5,60 @@ Input is RGB with the mean and std of ImageNet; segmentation looks at whole imag
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+from refvit.graph.ir import Array
 from refvit.models.hrnet import VARIANTS
 from refvit.models.hrnet_heads import OCR_VARIANTS, POSE_VARIANTS, SEGMENTATION_VARIANTS
-from weights_convert.layout import DROP, Layout, Rule, classes_of, evaluation, whole_image
+from weights_convert.layout import DROP, OPENCV, Layout, Rule, classes_of, evaluation
 
 BACKBONE = frozenset({"conv1.weight", "transition1.0.0.weight", "stage4.0.fuse_layers.0.1.0.weight"})
 PARTS = r"conv[12]|bn[12]|layer1|transition[123]|stage[234]"
+
+# Data sets of the published segmentation files by their number of classes, and whether the plain heads upsample with
+# align_corners there (the repository's yaml files). With OCR all do.
+DATA = {
+    19: ("Cityscapes", False),
+    20: ("LIP", False),
+    59: ("PASCAL-Context-59", False),
+    60: ("PASCAL-Context-60", True),
+    150: ("ADE20K", True),
+    171: ("COCO-Stuff", True),
+}
+
+
+def _trained(head: str, params: Mapping[str, Array], *, ocr: bool) -> dict[str, Any]:
+    """Number of classes, and align_corners where that tells it; None where somebody has to say."""
+    found = classes_of(head)(params)
+    dataset = DATA.get(found.get("num_classes", 0))
+    return found | {"align_corners": None if dataset is None else ocr or dataset[1]}
+
+
+def _assumed(config: Any) -> dict[str, str]:
+    if config.num_classes not in DATA:
+        return {}
+    name, _ = DATA[config.num_classes]
+    return {"align_corners": f"{config.align_corners}, as published for {name}, assumed from {config.num_classes} classes"}
+
+
+def _protocol(config: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Pre- and post-processing of the repository's test script for the data set; whole images as they are, if it is unknown."""
+    classes, plain = config.num_classes, evaluation(None, None, OPENCV)
+    if classes == 19:  # one window is a whole Cityscapes image
+        return plain, {"window": [1024, 2048], "window_stride": [1024, 2048]}
+    if classes == 20:
+        return evaluation(None, (473, 473), OPENCV), {}
+    if classes in (59, 60):
+        return {**evaluation(None, 520, OPENCV), "longest": 520}, {
+            "window": [520, 520],
+            "window_stride": [346, 346],
+            "fill_window": True,
+        }
+    if classes in (150, 171):  # the longer side has no limit there
+        return {**evaluation(None, 520, OPENCV), "longest": 8192}, {"pad_multiple": 8}
+    return plain, {}
+
 
 CLASSIFIER = Layout(
     name="hrnet.classification",
@@ -25,16 +73,20 @@ SEGMENTATION = Layout(
     models=tuple(SEGMENTATION_VARIANTS),
     signature=BACKBONE | {"last_layer.3.weight"},
     rules=(DROP, Rule(rf"({PARTS}|last_layer)\..*", r"\g<0>")),
-    config=classes_of("last_layer.3.weight"),
-    preprocess=whole_image,
+    config=lambda params: _trained("last_layer.3.weight", params, ocr=False),
+    preprocess=lambda model, config: _protocol(config)[0],
+    postprocess=lambda model, config: _protocol(config)[1],
+    assumed=lambda model, config: _assumed(config),
 )
 OCR = Layout(
     name="hrnet.ocr",
     models=tuple(OCR_VARIANTS),
     signature=BACKBONE | {"aux_head.3.weight", "cls_head.weight"},
     rules=(DROP, Rule(rf"({PARTS}|aux_head|conv3x3_ocr|ocr_distri_head|cls_head)\..*", r"\g<0>")),
-    config=classes_of("cls_head.weight"),
-    preprocess=whole_image,
+    config=lambda params: _trained("cls_head.weight", params, ocr=True),
+    preprocess=lambda model, config: _protocol(config)[0],
+    postprocess=lambda model, config: _protocol(config)[1],
+    assumed=lambda model, config: _assumed(config),
 )
 POSE = Layout(
     name="hrnet.pose",
@@ -43,5 +95,6 @@ POSE = Layout(
     rules=(DROP, Rule(rf"({PARTS}|final_layer)\..*", r"\g<0>")),
     config=classes_of("final_layer.weight"),
     preprocess=lambda model, config: evaluation(None, (256, 192)),
+    assumed=lambda model, config: {"resize": "256x192, the smaller of the two published sizes; 384x288 is the other"},
 )
 LAYOUTS = (CLASSIFIER, SEGMENTATION, OCR, POSE)

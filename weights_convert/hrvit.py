@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from refvit.models.hrvit import VARIANTS
 from refvit.models.hrvit_heads import SEGFORMER_VARIANTS, UPERNET_VARIANTS
-from weights_convert.layout import DROP, Layout, Rule, classes_of, evaluation, whole_image
+from weights_convert.layout import DROP, OPENCV, Layout, Rule, classes_of, evaluation
+
+
+def _protocol(config: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Pre- and post-processing of the repository's mmsegmentation configs, for Cityscapes and for everything else."""
+    if config.num_classes == 19:
+        size, post = (1024, 2048), {"window": [1024, 1024], "window_stride": [768, 768]}
+    else:
+        size, post = (512, 2048), {}
+    return {**evaluation(None, size[0], OPENCV), "longest": size[1]}, {**post, "average": "softmax"}
+
 
 CLASSIFIER = Layout(
     name="hrvit.classification",
@@ -25,6 +37,7 @@ SEGMENTATION = Layout(
         Rule(r"decode_head\..*", r"\g<0>"),
     ),
     config=classes_of("decode_head.conv_seg.weight"),
-    preprocess=whole_image,
+    preprocess=lambda model, config: _protocol(config)[0],
+    postprocess=lambda model, config: _protocol(config)[1],
 )
 LAYOUTS = (CLASSIFIER, SEGMENTATION)

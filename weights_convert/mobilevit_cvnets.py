@@ -1,17 +1,18 @@
 """MobileViT as Apple's cvnets v0.1 publishes it: classifiers, DeepLabv3 and SSDLite.
 
-The network expects BGR in [0, 1] without mean and std. The published evaluation resizes by OpenCV's bilinear filter, which does
-not antialias; refvit's pre-processing uses Pillow's, the nearest that it has.
+The network expects BGR in [0, 1] without mean and std, resized by OpenCV. One difference is left: where a crop cannot be
+centred by whole pixels, cvnets always takes the upper left one, and refvit rounds half offsets to even as torchvision does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from refvit.graph.ir import Array
 from refvit.models.mobilevit import VARIANTS, MobileViTConfig
 from refvit.models.mobilevit_heads import DEEPLABV3_VARIANTS, SSDLITE_VARIANTS
-from weights_convert.layout import DROP, NO_MEAN, NO_STD, Layout, Rule, classes_of, evaluation
+from weights_convert.layout import DROP, NO_MEAN, NO_STD, OPENCV, Layout, Rule, classes_of, evaluation
 
 ENCODER = r"(?:encoder\.)?"  # the backbone's prefix below a head
 DEPTHS = MobileViTConfig.depths  # the same in every variant: the norm behind the layers has the next index
@@ -57,7 +58,18 @@ def _block(source: str, target: str, depth: int) -> Iterator[Rule]:
 
 def _squashed(model: str, config: Any) -> dict[str, Any]:
     side = 512 if config.head == "deeplabv3" else 320
-    return evaluation(None, (side, side), "bilinear", NO_MEAN, NO_STD, "bgr")
+    return evaluation(None, (side, side), OPENCV, NO_MEAN, NO_STD, "bgr")
+
+
+def pyramid(params: Mapping[str, Array]) -> dict[str, Any]:
+    """Of DeepLabv3: classes and width; output stride and dilations are those that were published for this width, if any."""
+    found = classes_of("seg_head.classifier.classifier.block.conv.weight")(params)
+    project = params.get("seg_head.aspp.aspp_layer.project.block.conv.weight")
+    if project is None or not project.ndim:
+        return found
+    found["aspp_width"] = project.shape[0]
+    published = {256: (16, (6, 12, 18)), 512: (8, (12, 24, 36))}.get(project.shape[0], (None, None))
+    return found | dict(zip(("output_stride", "rates"), published, strict=True))
 
 
 RULES = tuple(_rules())
@@ -67,15 +79,19 @@ CLASSIFIER = Layout(
     signature=frozenset({"conv_1.block.conv.weight", "layer_3.1.local_rep.conv_3x3.block.conv.weight", "classifier.fc.weight"}),
     rules=RULES,
     config=classes_of("head.fc.weight"),
-    preprocess=lambda model, config: evaluation(256, 288, "bilinear", NO_MEAN, NO_STD, "bgr"),
+    preprocess=lambda model, config: evaluation(256, 288, OPENCV, NO_MEAN, NO_STD, "bgr"),
 )
 DEEPLABV3 = Layout(
     name="mobilevit.cvnets.deeplabv3",
     models=tuple(DEEPLABV3_VARIANTS),
     signature=frozenset({"encoder.conv_1.block.conv.weight", "seg_head.classifier.classifier.block.conv.weight"}),
     rules=RULES,
-    config=classes_of("seg_head.classifier.classifier.block.conv.weight"),
+    config=pyramid,
     preprocess=_squashed,
+    postprocess=lambda model, config: {"to_image": "nearest"},
+    assumed=lambda model, config: {
+        "output_stride": f"{config.output_stride}, as published for a pyramid of {config.aspp_width}"
+    },
 )
 SSDLITE = Layout(
     name="mobilevit.cvnets.ssdlite",

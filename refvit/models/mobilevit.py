@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from refvit.errors import ConfigError
 from refvit.graph.ir import Array, Shape
 from refvit.graph.trace import block
 from refvit.models.layers import Named, affine, batch_norm_parameters, transformer_layer, transformer_parameters
@@ -44,6 +45,16 @@ class MobileViTConfig:
     num_classes: int = 1000
     head: str = "classification"  # "deeplabv3" or "ssdlite"
     output_stride: int = 32  # 16 and 8 keep the last stages' resolution, for segmentation
+    dilation_rule: str = "cvnets"  # what widens instead, as published; "timm" also widens the 3x3 convolutions of its blocks
+    aspp_width: int = 256  # of DeepLabv3's pyramid, and the dilations in it
+    rates: tuple[int, int, int] = (6, 12, 18)
+
+    def __post_init__(self) -> None:
+        if self.output_stride not in (8, 16, 32) or self.dilation_rule not in ("cvnets", "timm"):
+            raise ConfigError(
+                f'output_stride 8, 16 or 32 and dilation_rule "cvnets" or "timm" expected, got {self.output_stride} '
+                f"and {self.dilation_rule!r}"
+            )
 
     @property
     def strides(self) -> tuple[tuple[int, ...], ...]:
@@ -54,6 +65,13 @@ class MobileViTConfig:
     def dilations(self) -> tuple[int, ...]:
         """Of the stages' depthwise convolutions: only at stride 8, and only in the last, as published."""
         return 1, 1, 1, 1, 2 if self.output_stride == 8 else 1
+
+    @property
+    def block_dilations(self) -> tuple[int, ...]:
+        """Of the 3x3 convolutions with which the MobileViT blocks begin."""
+        if self.dilation_rule == "cvnets":
+            return 1, 1, 1, 1, 1
+        return 1, 1, 1, 2 if self.output_stride == 8 else 1, {32: 1, 16: 2, 8: 4}[self.output_stride]
 
 
 # fmt: off
@@ -93,14 +111,14 @@ def inverted_residual(x: Array, p: Params, *, stride: int, eps: float, dilation:
 
 
 @block
-def mobilevit_block(x: Array, p: Params, *, depth: int, config: MobileViTConfig) -> Array:
+def mobilevit_block(x: Array, p: Params, *, depth: int, config: MobileViTConfig, dilation: int = 1) -> Array:
     """Local features, unfold, a transformer over the patches, fold, fuse with the input (figure 1b). x (n, c, h, w) -> same.
 
     Attention runs between pixels of the same place in different patches; with the 3x3 convolution before it, every
     pixel sees the whole map.
     """
     eps = config.batch_norm_eps
-    y = conv_norm_act(x, p["conv_kxk"], eps=eps)
+    y = conv_norm_act(x, p["conv_kxk"], eps=eps, dilation=dilation)
     y = conv2d(y, **p["conv_1x1"])  # (n, d, h, w), neither norm nor activation
     y = unfold_patches(y, patch=config.patch)  # (n * 4, l, d)
     for i in range(depth):
@@ -117,7 +135,10 @@ def stage(x: Array, p: Params, *, index: int, config: MobileViTConfig) -> Array:
     strides, dilation = config.strides[index], config.dilations[index]
     for i, stride in enumerate(strides):
         x = inverted_residual(x, p[i], stride=stride, dilation=dilation, eps=config.batch_norm_eps)
-    return mobilevit_block(x, p[len(strides)], depth=config.depths[index - 2], config=config) if index >= 2 else x
+    if index < 2:
+        return x
+    widened = config.block_dilations[index]
+    return mobilevit_block(x, p[len(strides)], depth=config.depths[index - 2], config=config, dilation=widened)
 
 
 def backbone(x: Array, p: Params, *, config: MobileViTConfig) -> list[Array]:

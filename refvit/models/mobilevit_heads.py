@@ -15,7 +15,6 @@ from refvit.models.mobilevit import VARIANTS, MobileViTConfig, backbone, backbon
 from refvit.ops import batch_norm, broadcast, concat, conv2d, mean, relu
 from refvit.weights.params import Params
 
-ASPP_WIDTH, RATES = 256, (6, 12, 18)
 VOC, COCO = 21, 81  # classes, background included
 PROJECTED = (512, 256, 256, 128, 128, 64)  # channels of the six maps that SSD looks at
 ANCHORS = (6, 6, 6, 6, 6, 4)  # at each of their pixels
@@ -48,12 +47,12 @@ def separable(x: Array, p: Params, *, eps: float, act: bool, stride: int = 1) ->
 
 
 @block
-def aspp(x: Array, p: Params, *, eps: float) -> Array:
-    """Atrous spatial pyramid pooling: five views of the map, from a pixel to the whole. (n, c, h, w) -> (n, 256, h, w)"""
+def aspp(x: Array, p: Params, *, rates: tuple[int, ...], eps: float) -> Array:
+    """Atrous spatial pyramid pooling: five views of the map, from a pixel to the whole. (n, c, h, w) -> (n, k, h, w)"""
     n, _, h, w = x.shape
     convs = p["convs"]
     views = [conv_layer(x, convs[0], eps=eps)]
-    views += [conv_layer(x, convs[i + 1], eps=eps, dilation=rate) for i, rate in enumerate(RATES)]
+    views += [conv_layer(x, convs[i + 1], eps=eps, dilation=rate) for i, rate in enumerate(rates)]
     pooled = conv_layer(mean(x, axes=(2, 3), keepdims=True), convs[4]["aspp_pool"]["conv_1x1"], eps=eps)
     views.append(broadcast(pooled, shape=(n, pooled.shape[1], h, w)))  # what resizing a single pixel gives
     return conv_layer(concat(*views, axis=1), p["project"], eps=eps)
@@ -61,8 +60,9 @@ def aspp(x: Array, p: Params, *, eps: float) -> Array:
 
 @block
 def mobilevit_deeplabv3(x: Array, p: Params, *, config: MobileViTConfig) -> Array:
-    """x (n, 3, h, w) -> logits (n, classes, h/16, w/16)."""
-    x = aspp(backbone(x, p, config=config)[-1], p["seg_head"]["aspp"]["aspp_layer"], eps=config.batch_norm_eps)
+    """x (n, 3, h, w) -> logits (n, classes, h/s, w/s) for output stride s."""
+    x = backbone(x, p, config=config)[-1]
+    x = aspp(x, p["seg_head"]["aspp"]["aspp_layer"], rates=config.rates, eps=config.batch_norm_eps)
     return conv_layer(x, p["seg_head"]["classifier"]["classifier"], eps=config.batch_norm_eps, act=False)
 
 
@@ -100,13 +100,13 @@ def mobilevit_ssdlite(x: Array, p: Params, *, config: MobileViTConfig) -> dict[s
 def deeplabv3_parameters(config: MobileViTConfig) -> Named:
     """Name and shape of every parameter."""
     yield from backbone_parameters(config)
-    c, name = config.widths[-1], "seg_head.aspp.aspp_layer"
-    yield from _conv_layer(f"{name}.convs.0", (ASPP_WIDTH, c, 1, 1))
-    for i in range(len(RATES)):
-        yield from _conv_layer(f"{name}.convs.{i + 1}", (ASPP_WIDTH, c, 3, 3))
-    yield from _conv_layer(f"{name}.convs.4.aspp_pool.conv_1x1", (ASPP_WIDTH, c, 1, 1))
-    yield from _conv_layer(f"{name}.project", (ASPP_WIDTH, 5 * ASPP_WIDTH, 1, 1))
-    yield from affine("seg_head.classifier.classifier.block.conv", (config.num_classes, ASPP_WIDTH, 1, 1))
+    c, width, name = config.widths[-1], config.aspp_width, "seg_head.aspp.aspp_layer"
+    yield from _conv_layer(f"{name}.convs.0", (width, c, 1, 1))
+    for i in range(len(config.rates)):
+        yield from _conv_layer(f"{name}.convs.{i + 1}", (width, c, 3, 3))
+    yield from _conv_layer(f"{name}.convs.4.aspp_pool.conv_1x1", (width, c, 1, 1))
+    yield from _conv_layer(f"{name}.project", (width, 5 * width, 1, 1))
+    yield from affine("seg_head.classifier.classifier.block.conv", (config.num_classes, width, 1, 1))
 
 
 def ssdlite_parameters(config: MobileViTConfig) -> Named:

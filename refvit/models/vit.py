@@ -10,7 +10,7 @@ import functools
 from dataclasses import dataclass, replace
 from typing import Any
 
-from refvit.errors import ShapeError
+from refvit.errors import ConfigError, ShapeError
 from refvit.graph.ir import Array
 from refvit.graph.trace import block
 from refvit.models.layers import Named, affine, transformer_layer, transformer_parameters
@@ -41,6 +41,13 @@ class ViTConfig:
     gelu: str = "none"  # the exact one; "tanh" in Google's own code
     layer_norm_eps: float = 1e-6  # 1e-12 in transformers
     position_resize: str = "bicubic_antialias"
+
+    def __post_init__(self) -> None:
+        if self.gelu not in ("none", "tanh") or self.position_resize not in POSITION_RESIZE:
+            raise ConfigError(
+                f'gelu "none" or "tanh" and position_resize one of {", ".join(POSITION_RESIZE)} expected, got {self.gelu!r} '
+                f"and {self.position_resize!r}"
+            )
 
     @property
     def grid(self) -> int:

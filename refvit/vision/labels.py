@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
 
 from refvit.errors import ConfigError
+from refvit.vision import joints, palettes
 
 
 @functools.cache
@@ -18,9 +19,18 @@ def imagenet1k() -> tuple[str, ...]:
     return tuple((files("refvit.vision") / "data" / "imagenet1k.txt").read_text("utf-8").splitlines())
 
 
-def default_labels(classes: int) -> tuple[str, ...] | None:
-    """What a checkpoint without labels is taken to mean: 1000 classes are ImageNet-1k's, any other number has no names."""
-    return imagenet1k() if classes == 1000 else None
+def default_labels(task: str, classes: int) -> tuple[str, ...] | None:
+    """What a checkpoint without labels is taken to mean, by its number of classes; None where that is no well-known one."""
+    known: dict[tuple[str, int], Callable[[], tuple[str, ...]]] = {
+        ("classification", 1000): imagenet1k,
+        ("segmentation", 19): lambda: palettes.names("cityscapes"),
+        ("segmentation", 21): lambda: palettes.names("voc"),
+        ("segmentation", 150): lambda: palettes.names("ade20k"),
+        ("detection", 81): lambda: ("background", *palettes.names("coco")),
+        ("pose", 17): lambda: joints.COCO,
+        ("pose", 16): lambda: joints.MPII,
+    }
+    return known[task, classes]() if (task, classes) in known else None
 
 
 def check_labels(labels: Sequence[str], classes: int) -> tuple[str, ...]:

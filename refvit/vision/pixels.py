@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 MAX_PIXELS = 2**27  # of one image
 MAX_BYTES = 2**29  # of one file
-PREVIEW = 480  # pixels of the longer side of what a Result keeps
+PREVIEW, LARGE_PREVIEW = 480, 1280  # pixels of the longer side of what a Result keeps: to name it, and to draw on it
 # By EXIF orientation 2 to 8: the names of Image.Transpose that turn the image upright.
 _TURNS = ["FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90"]
 _UPRIGHT = {tag: Image.Transpose[turn] for tag, turn in enumerate(_TURNS, 2)}
@@ -40,12 +40,16 @@ class Picture:
     notes: tuple[str, ...]
     size: tuple[int, int]  # after the EXIF orientation; of a preview that of the original
 
-    def preview(self) -> Picture:
-        """The same with at most PREVIEW pixels a side: a thousand results must not hold a thousand photographs."""
-        if max(self.size) <= PREVIEW:
+    def preview(self, task: str = "classification") -> Picture:
+        """The same with at most PREVIEW pixels a side: a thousand results must not hold a thousand photographs.
+
+        Answers of other tasks than classification are drawn on the picture, which then has up to LARGE_PREVIEW.
+        """
+        side = PREVIEW if task == "classification" else LARGE_PREVIEW
+        if max(self.size) <= side:
             return self
         small = Image.fromarray(self.pixels)
-        small.thumbnail((PREVIEW, PREVIEW), Image.Resampling.LANCZOS)
+        small.thumbnail((side, side), Image.Resampling.LANCZOS)
         return seal(np.asarray(small), self.source, list(self.notes), self.size)
 
 

@@ -1,7 +1,8 @@
 """From RGB uint8 pixels to the float32 input of a network: resize, centre crop, enlarge, scale, normalise.
 
 A `Preprocess` belongs to a weights file and is stored in it. Its arithmetic is that of timm's evaluation transform, bit
-by bit: Pillow's resize on uint8, torchvision's CenterCrop, ToTensor and Normalize.
+by bit: Pillow's resize on uint8, torchvision's CenterCrop, ToTensor and Normalize. Where the publication resized by OpenCV,
+that is an interpolation of its own.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from refvit.errors import ConfigError, ImageError
+from refvit.vision.opencv import resize_bilinear
 from refvit.vision.pixels import MAX_PIXELS, check_array
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ FILTERS = {
     "lanczos": Image.Resampling.LANCZOS,
     "box": Image.Resampling.BOX,
 }
+OPENCV = "opencv_bilinear"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +40,13 @@ class Preprocess:
     """What is done to an image before the network sees it. Sizes are pixels, pairs are (height, width).
 
     resize: int for the shorter side (the longer follows), (h, w) to squash to, None to keep the size
+    longest: with an int as `resize`, a limit of the longer side; sides are then rounded to the nearest and not down, as in
+        mmsegmentation
     crop: centre crop, int for a square; where the image is smaller it is padded with black; None for no crop
     enlarge: a second resize, after the crop, for networks that were trained on enlarged small images
     interpolation: one of FILTERS, Pillow's (antialiased when shrinking; of tall images Pillow 13 and later resample the
-        rows before the columns, which changes values by a grey level or a few against older versions)
+        rows before the columns, which changes values by a grey level or a few against older versions), or "opencv_bilinear",
+        OpenCV's INTER_LINEAR (never antialiased)
     mean, std: of pixels in [0, 1], in the channel order of the network: (x / 255 - mean) / std
     channel_order: the channel order of the network, "rgb" or "bgr"
 
@@ -54,6 +60,7 @@ class Preprocess:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     channel_order: str
+    longest: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("resize", "crop", "enlarge"):
@@ -62,7 +69,11 @@ class Preprocess:
             object.__setattr__(self, name, _triple(name, getattr(self, name)))
         if not all(value > 0 for value in self.std):
             raise ConfigError(f"Preprocess.std: {self.std} given, expected three numbers above 0")
-        _choice("interpolation", self.interpolation, FILTERS)
+        _choice("interpolation", self.interpolation, (*FILTERS, OPENCV))
+        longest = _size("longest", self.longest)
+        if isinstance(longest, tuple) or (longest and (not isinstance(self.resize, int) or longest < self.resize)):
+            raise ConfigError(f"Preprocess.longest: {longest} given, expected one number not below `resize`, which is one too")
+        object.__setattr__(self, "longest", longest)
         _choice("channel_order", self.channel_order, ("rgb", "bgr"))
 
     def __call__(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
@@ -71,7 +82,7 @@ class Preprocess:
         Raises ImageError if `pixels` is not such an array, or so elongated that a resize would exceed MAX_PIXELS.
         """
         height, width, _ = check_array(pixels).shape
-        x = self._resize(pixels, _scaled(height, width, self.resize))
+        x = self._resize(pixels, _scaled(height, width, self.resize, self.longest))
         if self.crop is not None:
             x = _centre_crop(x, *_pair(self.crop))
         x = self._resize(x, _scaled(x.shape[0], x.shape[1], self.enlarge))
@@ -86,7 +97,7 @@ class Preprocess:
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         """(H, W) that an image of this size is given to the network in."""
-        size = _scaled(height, width, self.resize)
+        size = _scaled(height, width, self.resize, self.longest)
         if self.crop is not None:
             size = _pair(self.crop)
         return _scaled(*size, self.enlarge)
@@ -98,6 +109,15 @@ class Preprocess:
             return self.enlarge
         fixed = self.resize if self.crop is None else _pair(self.crop)
         return _scaled(*fixed, self.enlarge) if isinstance(fixed, tuple) else None
+
+    def scaled(self, factor: float) -> Preprocess:
+        """A copy that resizes to `factor` times the size, rounded down, for testing at several scales."""
+
+        def times(size: int) -> int:
+            return max(1, int(size * factor))
+
+        resize = tuple(times(s) for s in self.resize) if isinstance(self.resize, tuple) else self.resize and times(self.resize)
+        return self.replace(resize=resize, longest=self.longest and times(self.longest))
 
     def replace(self, **overrides: Any) -> Preprocess:
         """A copy with other values for some fields."""
@@ -111,9 +131,9 @@ class Preprocess:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Preprocess:
-        """Inverse of `to_dict`. Raises ConfigError for an unknown or missing key; only `enlarge` may be left out."""
+        """Inverse of `to_dict`. Raises ConfigError for an unknown or missing key; what has a default may be left out."""
         _check_names(fields)
-        missing = [f.name for f in dataclasses.fields(cls) if f.name not in fields and f.name != "enlarge"]
+        missing = [f.name for f in dataclasses.fields(cls) if f.name not in fields and f.default is dataclasses.MISSING]
         if missing:
             raise ConfigError(f"Preprocess: {', '.join(missing)} missing, expected a value for each; add it")
         return cls(**fields)
@@ -127,15 +147,23 @@ class Preprocess:
                 f"image: {width} x {height} pixels would become {size[1]} x {size[0]}, over {MAX_PIXELS} in all; "
                 "crop it to a less elongated part first"
             )
+        if self.interpolation == OPENCV:
+            return resize_bilinear(pixels, size)
         return np.asarray(Image.fromarray(pixels).resize(size[::-1], FILTERS[self.interpolation]))
 
 
-def _scaled(height: int, width: int, to: int | tuple[int, int] | None) -> tuple[int, int]:
-    """The rule of torchvision's Resize: shorter side `to`, longer side rounded down; a pair is the size itself."""
+def _scaled(height: int, width: int, to: int | tuple[int, int] | None, longest: int | None = None) -> tuple[int, int]:
+    """The rule of torchvision's Resize: shorter side `to`, longer side rounded down; a pair is the size itself.
+
+    With `longest` that of mmcv's imrescale: as large as both limits allow, rounded.
+    """
     if to is None:
         return height, width
     if isinstance(to, tuple):
         return to
+    if longest is not None:
+        factor = min(longest / max(height, width), to / min(height, width))
+        return max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5))
     return (to, int(to * width / height)) if height <= width else (int(to * height / width), to)
 
 

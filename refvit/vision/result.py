@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import functools
 import io
 import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
-
-from refvit.errors import ConfigError, RefvitError
+from refvit.errors import ConfigError, RefvitError, UnsupportedError
 from refvit.files import write_atomic
 from refvit.graph.ir import Array
+from refvit.vision.answers import Answer, Area, Box, Boxes, Classes, LabelMap, People, Prediction, name
 from refvit.vision.pixels import Picture
 
 if TYPE_CHECKING:
     from PIL import Image
 
-
-DRAWN = 50  # classes that a picture has room for
+Kind = TypeVar("Kind", Classes, LabelMap, People)
 KINDS = {".json": "JSON", ".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
 
@@ -34,67 +31,89 @@ def file_kind(path: Path) -> str:
     return kind
 
 
-class Prediction(NamedTuple):
-    """One class of an answer. `label` is None where the weights name no classes."""
-
-    label: str | None
-    probability: float
-    index: int  # type: ignore[assignment]  # tuple has a method of this name
-
-
 @dataclass(frozen=True, eq=False)
 class Result:
     """The answer for one image, or the reason why there is none.
 
     source: path or URL of the image, or "<bytes>", "<array>", "<image>"
-    logits: (classes,) raw output of the model; None if the image failed
-    labels: names of the classes, or None
+    answer: `Classes`, `LabelMap`, `People` or `Boxes`, whose values the properties below give; None if the image failed
     picture: a preview of the image, its size and the notes taken while reading it; None if the image failed
-    provenance: model, weights, sha256 of the tensors, backend, dtype, pre-processing and versions
+    provenance: model, weights, sha256 of the tensors, backend, dtype, pre- and post-processing, versions, and what was done to
+        this image
     error: what went wrong with this image, or None
+
+    What belongs to another task raises UnsupportedError, and everything but `to_dict` raises `error` if the image failed.
     """
 
     source: str
-    logits: Array | None = None
-    labels: tuple[str, ...] | None = None
+    answer: Answer | None = None
     picture: Picture | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
     error: RefvitError | None = None
 
-    @functools.cached_property
-    def probabilities(self) -> Array:
-        """Softmax of the logits, float64 (classes,). Raises `error` if the image failed."""
-        e = np.exp(self._logits - self._logits.max())
-        return np.asarray(e / e.sum())
+    @property
+    def logits(self) -> Array:
+        """Of classification: (classes,), as the network gave them."""
+        return self._of(Classes).logits
 
     @property
-    def _logits(self) -> Array:
-        if self.error is not None:
-            raise self.error
-        assert self.logits is not None
-        return self.logits.astype(np.float64)
+    def probabilities(self) -> Array:
+        """Of classification: softmax of the logits, float64 (classes,)."""
+        return self._of(Classes).probabilities
 
     def top(self, k: int = 5) -> list[Prediction]:
-        """The k most probable classes, best first, ties by index. Raises `error` if the image failed."""
-        if not isinstance(k, int) or k < 1:
-            raise ConfigError(f"top: a whole number of at least 1 expected, got k={k!r}")
-        order = np.argsort(-self.probabilities, kind="stable")[:k]
-        return [Prediction(self.labels[i] if self.labels else None, float(self.probabilities[i]), int(i)) for i in order]
+        """Of classification: the k most probable classes, best first, ties by index."""
+        return self._of(Classes).top(k)
 
     @property
     def label(self) -> str:
-        """Name of the most probable class, or its index as text where classes have no names."""
-        return _name(self.top(1)[0])
+        """Of classification: name of the most probable class, or its index as text where classes have no names."""
+        return name(self.top(1)[0])
+
+    @property
+    def labels(self) -> tuple[str, ...] | None:
+        """Of classification and segmentation: names of all classes, or None."""
+        answer = self._answer
+        return answer.labels if isinstance(answer, LabelMap) else self._of(Classes).labels
+
+    @property
+    def map(self) -> Array:
+        """Of segmentation: the class of every pixel, (h, w) of the image's size."""
+        return self._of(LabelMap).map
+
+    def areas(self, k: int | None = None) -> list[Area]:
+        """Of segmentation: the classes that occur and the fraction of the image that each covers, largest first."""
+        return self._of(LabelMap).areas(k)
+
+    @property
+    def keypoints(self) -> Array:
+        """Of pose estimation: float64 (people, joints, 3), x and y in pixels of the image and the joint's score."""
+        return self._of(People).keypoints
+
+    @property
+    def boxes(self) -> tuple[Box, ...] | Array:
+        """Of detection: the boxes, best first. Of pose estimation: those of the people, (people, 4), x, y, width, height."""
+        answer = self._answer
+        return answer.boxes if isinstance(answer, Boxes) else self._of(People).boxes
+
+    @property
+    def _answer(self) -> Answer:
+        if self.error is not None:
+            raise self.error
+        assert self.answer is not None
+        return self.answer
+
+    def _of(self, kind: type[Kind]) -> Kind:
+        answer = self._answer
+        if not isinstance(answer, kind):
+            raise UnsupportedError(f"this is an answer of {answer.task}, not of {kind.task}: it is in {answer.reading}")
+        return answer
 
     def plot(self, k: int = 5) -> Image.Image:
-        """A picture of the image and its k most probable classes, at most 50, as a PIL image."""
-        from refvit.vision.drawing import draw_classes
-
-        if k > DRAWN:
-            raise ConfigError(f"plot: a picture has room for {DRAWN} classes, got k={k}")
-        rows = [(_name(p), p.probability) for p in self.top(k)]
+        """A picture of the answer, as a PIL image; of classes and areas the first k are named, at most 50."""
+        answer = self._answer
         assert self.picture is not None
-        return draw_classes(self.picture.pixels, rows, f"{self.provenance.get('model', '')}")
+        return answer.draw(self.picture, f"{self.provenance.get('model', '')}", k)
 
     def save(self, path: str | os.PathLike[str], k: int = 5) -> Path:
         """Write the answer: a picture for .png, .jpg or .webp, the data for .json. A file is written whole or not at all.
@@ -112,15 +131,33 @@ class Result:
         write_atomic(path, data)
         return path
 
+    def save_map(self, path: str | os.PathLike[str]) -> Path:
+        """Of segmentation: write the map as a PNG of the image's size whose values are the classes, with a palette.
+
+        More than 256 classes make a 16-bit grey PNG. ConfigError for another suffix, OSError from the file system.
+        """
+        from PIL import Image
+
+        path, answer = Path(path), self._of(LabelMap)
+        if path.suffix.lower() != ".png":
+            raise ConfigError(f"{path}: a name ending in .png expected, which keeps every value")
+        image = Image.fromarray(answer.map)
+        if answer.map.dtype == "uint8":
+            image.putpalette(answer.colours.tobytes())
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG")
+        write_atomic(path, buffer.getvalue())
+        return path
+
     def to_dict(self, k: int = 5) -> dict[str, Any]:
-        """The answer as plain values: source, size, top classes or error, notes, provenance."""
-        if self.error is not None:
+        """The answer as plain values: source, size, the answer or the error, notes, provenance."""
+        if self.answer is None:
             return {"source": self.source, "error": str(self.error), "provenance": dict(self.provenance)}
         assert self.picture is not None
         return {
             "source": self.source,
             "size": list(self.picture.size),
-            "top": [p._asdict() for p in self.top(k)],
+            **self.answer.to_dict(k),
             "notes": list(self.picture.notes),
             "provenance": dict(self.provenance),
         }
@@ -129,11 +166,13 @@ class Result:
         """`to_dict` as one line of JSON."""
         return json.dumps(self.to_dict(k), ensure_ascii=False)
 
+    def lines(self, k: int = 5) -> list[str]:
+        """The answer as text, a line for each of the first k classes, areas or boxes, or for each joint."""
+        return self._answer.lines(k)
+
     def __repr__(self) -> str:
-        if self.error is not None:
-            return f"Result({self.source}: error: {self.error})"
-        best = self.top(1)[0]
-        return f"Result({self.source}: {_name(best)}, {best.probability:.1%})"
+        what = f"error: {self.error}" if self.answer is None else self.answer.brief()
+        return f"Result({self.source}: {what})"
 
     def _repr_png_(self) -> bytes | None:
         if self.error is not None:
@@ -141,7 +180,3 @@ class Result:
         buffer = io.BytesIO()
         self.plot().save(buffer, "PNG")
         return buffer.getvalue()
-
-
-def _name(p: Prediction) -> str:
-    return str(p.index) if p.label is None else p.label

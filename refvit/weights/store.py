@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ class Weights:
     labels: tuple[str, ...] | None
     source: Mapping[str, Any]  # layout, file name and sha256 of what was converted, and whatever else was recorded
     params: Mapping[str, Array]
+    postprocess: Mapping[str, Any] = field(default_factory=dict)  # of the task; fields that are missing have their defaults
 
     @property
     def name(self) -> str:
@@ -100,6 +101,7 @@ def save(weights: Weights, path: str | os.PathLike[str], *, dtype: str | None = 
         "tag": weights.tag,
         "config": dict(weights.config),
         "preprocess": dict(weights.preprocess),
+        "postprocess": dict(weights.postprocess),
         "labels": None if weights.labels is None else list(weights.labels),
         "source": dict(weights.source),
         "sha256": digest(params),
@@ -146,10 +148,11 @@ def load(path: str | os.PathLike[str]) -> Weights | None:
             "tag": str,
             "config": dict,
             "preprocess": dict,
+            "postprocess": dict,
             "source": dict,
             "labels": (list, type(None)),
         }
-        fields = {name: header[name] for name in kinds}
+        fields = {"postprocess": {}} | {name: header[name] for name in kinds if name != "postprocess" or name in header}
         for name, kind in kinds.items():
             if not isinstance(fields[name], kind):
                 raise ValueError(f"{name} is {fields[name]!r:.40}")

@@ -19,9 +19,19 @@ def test_imagenet():
 
 
 def test_default():
-    assert default_labels(1000) == imagenet1k()
-    assert default_labels(1001) is None
-    assert default_labels(10) is None
+    assert default_labels("classification", 1000) == imagenet1k()
+    assert default_labels("classification", 1001) is None
+    assert default_labels("classification", 150) is None
+    for task, classes, first, last in (
+        ("segmentation", 150, "wall", "flag"),
+        ("segmentation", 19, "road", "bicycle"),
+        ("segmentation", 21, "background", "tvmonitor"),
+        ("detection", 81, "background", "toothbrush"),
+        ("pose", 17, "nose", "right_ankle"),
+        ("pose", 16, "right_ankle", "left_wrist"),
+    ):
+        labels = default_labels(task, classes)
+        assert (len(labels), labels[0], labels[-1]) == (classes, first, last)
 
 
 @pytest.mark.parametrize("labels", [["a", "b"], ("a", "b"), ["", ""], ["a", "a"]])

@@ -9,9 +9,10 @@ import pytest
 from PIL import Image
 
 from refvit.errors import ConfigError, ImageError
+from refvit.vision.answers import DRAWN, Classes, Prediction
 from refvit.vision.drawing import PANEL
 from refvit.vision.pixels import PREVIEW, Picture
-from refvit.vision.result import DRAWN, Prediction, Result
+from refvit.vision.result import Result
 
 RNG = np.random.default_rng(5)
 PIXELS = RNG.integers(0, 256, (30, 20, 3), dtype=np.uint8)
@@ -21,8 +22,7 @@ LABELS = ("ant", "bee", "cat", "dog")
 def result(logits=(0.0, 3.0, 1.0, 2.0), labels=LABELS, pixels=PIXELS, **fields):
     return Result(
         "a.png",
-        np.array(logits, np.float32),
-        labels,
+        Classes(np.array(logits, np.float32), labels),
         Picture(pixels, "a.png", ("a note",), (pixels.shape[1], pixels.shape[0])),
         {"model": "toy"},
         **fields,

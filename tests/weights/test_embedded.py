@@ -1,12 +1,13 @@
 """The weights that come with the package."""
 
+import dataclasses
 from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from refvit.models import architecture
+from refvit.models import architecture, config_from_dict
 from refvit.weights import embedded
 from refvit.weights.embedded import DEFAULT, EMBEDDED, NOTICE, load_embedded
 from refvit.weights.store import load
@@ -29,8 +30,8 @@ def test_what_it_is(weights):
     assert weights.labels == CIFAR10
     assert {a.dtype for a in weights.params.values()} == {np.dtype("float16")}
     assert all(np.isfinite(a).all() for a in weights.params.values())
-    published = vars(architecture("mobilevit_xxs").config)
-    assert {k: tuple(v) if isinstance(v, list) else v for k, v in weights.config.items()} == {**published, "num_classes": 10}
+    published = architecture("mobilevit_xxs").config
+    assert config_from_dict(published, weights.config) == dataclasses.replace(published, num_classes=10)
     assert weights.params["head.fc.weight"].shape == (10, 320)
     assert weights.preprocess["channel_order"] == "rgb"
     assert set(weights.source) >= {"layout", "file", "sha256"}

@@ -56,6 +56,7 @@ def test_the_published_checkpoint(xxs):
         "mean": [0.0, 0.0, 0.0],
         "std": [1.0, 1.0, 1.0],
         "channel_order": "rgb",
+        "longest": None,
     }
 
 

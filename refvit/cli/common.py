@@ -1,0 +1,64 @@
+"""What the verbs share: exit codes, messages, kinds of arguments."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import Any
+
+OK, SOME_FAILED, USAGE, ENVIRONMENT = 0, 1, 2, 3
+UNSET = object()  # an option that was not given, where None has a meaning
+
+
+def say(text: str) -> None:
+    """One line on standard error."""
+    print(f"refvit: {' '.join(text.split())}", file=sys.stderr)
+
+
+def positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"a whole number of at least 1 expected, got {text!r}")
+    return int(text)
+
+
+def size_or_none(text: str) -> int | tuple[int, int] | None:
+    return None if text.lower() == "none" else size(text)
+
+
+def size(text: str) -> int | tuple[int, int]:
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(p.isdigit() and int(p) > 0 for p in parts):
+        raise argparse.ArgumentTypeError(f"PIXELS or HEIGHTxWIDTH expected, got {text!r}")
+    return int(text) if len(parts) == 1 else (int(parts[0]), int(parts[1]))
+
+
+def setting(text: str) -> tuple[str, Any]:
+    """NAME=VALUE; the value is JSON, or else text. none, true and false are understood in any case."""
+    name, equals, value = text.partition("=")
+    if not (name.isidentifier() and equals):
+        raise argparse.ArgumentTypeError(f"NAME=VALUE expected, such as flip=true or scales=[0.5,1,2], got {text!r}")
+    word = value.lower()
+    try:
+        return name, json.loads({"none": "null", "true": "true", "false": "false"}.get(word, value))
+    except ValueError:
+        return name, value
+
+
+def box(text: str) -> list[float]:
+    """X,Y,WIDTH,HEIGHT with or without a score."""
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        values = []
+    if len(values) not in (4, 5):
+        raise argparse.ArgumentTypeError(f"X,Y,WIDTH,HEIGHT or X,Y,WIDTH,HEIGHT,SCORE expected, got {text!r}")
+    return values
+
+
+def point(text: str) -> tuple[int, int]:
+    """X,Y"""
+    x, comma, y = text.partition(",")
+    if not (comma and x.strip().isdigit() and y.strip().isdigit()):
+        raise argparse.ArgumentTypeError(f"X,Y in whole pixels expected, got {text!r}")
+    return int(x), int(y)
