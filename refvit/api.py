@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import inspect
 import os
 import platform
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from refvit import backends
-from refvit.errors import ConfigError, UnknownModelError, WeightsError
+from refvit.errors import ConfigError
 from refvit.graph.cost import parameter_count, total_cost
 from refvit.graph.ir import Array
+from refvit.loading import Labels, WeightsSource, find, named, read_names, sort
 from refvit.model import Model, architecture_graph
-from refvit.models import architecture, matching
-from refvit.vision import postprocess
-from refvit.vision.labels import check_labels, read_labels
-from refvit.vision.preprocess import Preprocess
+from refvit.models import matching
 from refvit.vision.result import Result
-from refvit.weights.embedded import DEFAULT, EMBEDDED, how_to_get, load_embedded, say_once
-from refvit.weights.store import Weights
-from refvit.weights.store import load as load_weights
+from refvit.weights import hub
+from refvit.weights.embedded import DEFAULT, EMBEDDED, say_once
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -35,8 +31,6 @@ if TYPE_CHECKING:
 else:
     OneImage = Any
 
-Labels = Sequence[str] | str | os.PathLike[str]
-WeightsSource = str | os.PathLike[str] | Mapping[str, Array]
 RECENT = 4  # models that `infer` keeps
 Many = list[Any] | tuple[Any, ...] | Iterator[Any]
 
@@ -105,8 +99,10 @@ def load(
 ) -> Model:
     """A model with its weights, ready to run.
 
-    model: a name of `list_models`, with a weights tag ("mobilevit_xxs.cifar10") where the weights come with refvit
-    weights: a safetensors file of refvit's or of a known public layout, or its tensors as a dict of arrays
+    model: a name of `list_models`; with a weights tag the weights that come with refvit ("mobilevit_xxs.cifar10") or are on the
+        Hugging Face hub ("mobilevit_s.cvnets_in1k", which needs huggingface_hub and is fetched once)
+    weights: refvit's own file, or a public checkpoint of a known layout (safetensors, also in shards, PyTorch's .pth and .bin,
+        .npz), a folder as the hub has them, or a dict of arrays
     backend: "auto" or a name of `info()["backends"]`
     dtype: "float32" (default), "float64" for golden values, "float16"
     device, threads: for backends that have a choice; the numpy backend has none and takes None or "cpu", and None
@@ -121,97 +117,17 @@ def load(
 
     Raises UnknownModelError, WeightsError, ConfigError or BackendError, each of which says what to do.
     """
-    overrides = _sort(fields)
+    overrides = sort(fields)
     if device not in (None, "cpu"):
         raise ConfigError(f'device: None or "cpu" expected, got {device!r}; no backend here has another device')
     if threads is not None:
         raise ConfigError(
             "threads: the numpy backend uses as many as its BLAS library; set OPENBLAS_NUM_THREADS before starting"
         )
-    found = _find_weights(model, weights, overrides)
+    found = find(model, weights, overrides)
     if labels is not None:
-        names = check_labels(_read_labels(labels), found.config["num_classes"])
-        source = {k: v for k, v in found.source.items() if k != "labels"}  # what was said of the labels before
-        found = dataclasses.replace(found, labels=names, source=source)
+        found = named(found, labels)
     return Model(found, backend=backend, dtype=dtype)
-
-
-def _read_labels(labels: Labels) -> Sequence[str]:
-    return read_labels(labels) if isinstance(labels, (str, os.PathLike)) else labels
-
-
-@dataclasses.dataclass(frozen=True)
-class _Overrides:
-    """Fields that replace those of the weights, by where they belong."""
-
-    preprocess: dict[str, Any]
-    postprocess: dict[str, Any]
-    config: dict[str, Any]
-
-    def apply(self, found: Weights) -> Weights:
-        """To weights in refvit's own format. ConfigError for a field that does not belong to the model."""
-        arch = architecture(found.model)
-        if unknown := [name for name in self.config if name not in arch.options]:
-            raise ConfigError(f"{', '.join(unknown)}: no option of {found.model}; its are {', '.join(arch.options) or 'none'}")
-        source = {k: v for k, v in found.source.items() if k not in self.config and k not in self.postprocess}
-        return dataclasses.replace(
-            found,
-            preprocess=Preprocess.from_dict(found.preprocess).replace(**self.preprocess).to_dict(),
-            postprocess=postprocess.from_dict(arch.task, {**found.postprocess, **self.postprocess}).to_dict(),
-            config={**found.config, **self.config},
-            source=source,
-        )
-
-
-def _sort(fields: Mapping[str, Any]) -> _Overrides:
-    """Whose field each is; ConfigError suggests what was meant by a name that is nobody's."""
-    places = _Overrides({}, {}, {})
-    owners = [
-        ([f.name for f in dataclasses.fields(Preprocess)], places.preprocess),
-        (postprocess.names(), places.postprocess),
-        ([name for arch in matching("*") for name in arch.options], places.config),
-    ]
-    for name, value in fields.items():
-        place = next((place for names, place in owners if name in names), None)
-        if place is None:
-            known = [p for p in inspect.signature(infer).parameters if p != "fields"]
-            known += [name for names, _ in owners for name in names if name not in known]
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(dict.fromkeys(known))}"
-            raise ConfigError(f"unknown option {name!r}; {hint}")
-        place[name] = value
-    return places
-
-
-def _find_weights(model: str | None, weights: WeightsSource | None, overrides: _Overrides) -> Weights:
-    if not isinstance(model, (str, type(None))):
-        raise ConfigError(f"model: a name from list_models() expected, got {type(model).__name__}")
-    if not isinstance(weights, (str, os.PathLike, Mapping, type(None))):
-        raise ConfigError(f"weights: a file or a dict of arrays expected, got {type(weights).__name__}")
-    if model is None and weights is None:
-        model = DEFAULT
-    name, _, tag = (model or "").partition(".")
-    if model is not None:
-        architecture(name)  # an unknown name is the first thing to say
-    if weights is None:
-        if model in EMBEDDED:
-            return overrides.apply(load_embedded(model))
-        here = ", ".join(EMBEDDED)
-        raise (UnknownModelError if tag else WeightsError)(
-            f"{model}: these weights do not come with refvit ({here} does); {how_to_get(name)}"
-        )
-    file = None if isinstance(weights, Mapping) else Path(weights)
-    found = load_weights(file) if file else None
-    if found is None:
-        from weights_convert import convert, convert_file
-
-        if model in EMBEDDED:
-            raise WeightsError(f"{model} is the name of weights that come with refvit; give {name} or another tag with weights")
-        options = {"model": name or None, "tag": tag, **vars(overrides)}
-        return convert(weights, **options) if isinstance(weights, Mapping) else convert_file(weights, **options)
-    if model is not None and (name != found.model or tag not in ("", found.tag)):
-        raise WeightsError(f"{file}: holds the weights of {found.name}, not of {model}")
-    return overrides.apply(found)
 
 
 _recent: OrderedDict[Any, Model] = OrderedDict()
@@ -221,7 +137,7 @@ _lock = threading.Lock()
 def _recent_model(model: str | None, weights: WeightsSource | None, options: dict[str, Any]) -> Model:
     """`load`, remembering the last few models. A file that changed is loaded again; a dict of arrays is never remembered."""
     if options["labels"] is not None:
-        options["labels"] = _read_labels(options["labels"])
+        options["labels"] = read_names(options["labels"])
     if isinstance(weights, Mapping):
         return load(model, weights, **options)
     try:
@@ -253,7 +169,7 @@ class ModelInfo:
     task: str
     params: int  # trained values, as published with the default number of classes
     input_size: tuple[int, int]  # (h, w) of the published evaluation
-    weights: tuple[str, ...]  # tags that need no file
+    weights: tuple[str, ...]  # tags: of weights that come with refvit, then of those that the Hugging Face hub has
 
     @functools.cached_property
     def macs(self) -> int:
@@ -269,8 +185,9 @@ def list_models(pattern: str = "*", task: str | None = None) -> list[ModelInfo]:
     rows = []
     for a in matching(pattern):
         if task in (None, a.task):
-            tags = tuple(e.partition(".")[2] for e in EMBEDDED if e.partition(".")[0] == a.name)
-            rows.append(ModelInfo(a.name, a.task, parameter_count(a.parameters(a.config)), a.input_size, tags))
+            here = tuple(e.partition(".")[2] for e in EMBEDDED if e.partition(".")[0] == a.name)
+            params = parameter_count(a.parameters(a.config))
+            rows.append(ModelInfo(a.name, a.task, params, a.input_size, here + hub.tags(a.name)))
     return rows
 
 

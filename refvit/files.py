@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Iterable
 from pathlib import Path
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file so that a reader sees the old content or all of the new; its folder is made if it is missing."""
+def write_atomic(path: Path, data: bytes | Iterable[bytes | memoryview]) -> None:
+    """Write a file so that a reader sees the old content or all of the new; its folder is made if it is missing.
+
+    data: the content, or its parts in their order
+    """
     path = Path(os.path.realpath(path))  # of a link, the file it leads to is replaced
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".refvit-{secrets.token_hex(8)}.tmp"
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         with os.fdopen(handle, "wb") as f:
-            f.write(data)
+            for part in [data] if isinstance(data, bytes) else data:
+                f.write(part)
             f.flush()
             os.fsync(f.fileno())
         os.replace(temporary, path)

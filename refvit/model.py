@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import fnmatch
 import functools
-from collections.abc import Iterator
-from itertools import repeat
+from collections.abc import Iterable, Iterator
+from itertools import chain, repeat
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from refvit.vision.pixels import Picture, seal
 from refvit.vision.postprocess import from_dict
 from refvit.vision.preprocess import Preprocess
 from refvit.vision.result import Result
-from refvit.vision.tasks import Facts, Plan
+from refvit.vision.tasks import Facts, Plan, check
 from refvit.vision.tasks import plan as make_plan
 from refvit.weights.check import require
 from refvit.weights.embedded import DEFAULT, say_once
@@ -63,6 +63,7 @@ class Model:
         self._facts = Facts(
             self.task, self.config.num_classes, self.labels, self.preprocess, self.postprocess, arch.multiple, align_corners
         )
+        check(self._facts)
         self._executable = functools.lru_cache(SHAPES)(self._compile)
 
     def __reduce__(self) -> Any:
@@ -74,7 +75,9 @@ class Model:
     def __call__(self, x: Array) -> Array | dict[str, Array]:
         """Run on `x`, floating (n, 3, h, w), already pre-processed; it is cast to the model's dtype and not written to.
 
-        Classification gives logits (n, classes). ShapeError or ConfigError say what is wrong with x.
+        Raw outputs: classification gives logits (n, classes); segmentation logits (n, classes, h / s, w / s) at the head's
+        stride; pose estimation heatmaps (n, joints, h / 4, w / 4); detection {"scores": (n, anchors, classes), "boxes": (n,
+        anchors, 4)} before softmax and decoding. ShapeError or ConfigError say what is wrong with x.
         """
         x = self._check(x)
         outputs: dict[str, Array] = self._executable(x.shape)(x)
@@ -119,7 +122,7 @@ class Model:
         behind if there is one; of many images an iterable of such, one for each. Default: the whole image is one person.
         batch_size: inputs to compute at once, default 8, fewer of large ones; inputs of different sizes never share a batch.
         """
-        if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
+        if batch_size is not None and (not isinstance(batch_size, (int, np.integer)) or batch_size is True or batch_size < 1):
             raise ConfigError(f"batch_size: a whole number of at least 1 expected, got {batch_size!r}")
         if boxes is not None and self.task != "pose":
             raise ConfigError(f"boxes: only pose estimation looks at people in given boxes; {self.name} is for {self.task}")
@@ -127,8 +130,9 @@ class Model:
             say_once()
         many, sources = expand(image, allow_url=allow_url)
         if many:
-            jobs = zip(sources, repeat(None)) if boxes is None else zip(sources, boxes, strict=True)
-            return self._infer_many(jobs, batch_size, allow_url)
+            if boxes is not None and not isinstance(boxes, Iterable):
+                raise ConfigError(f"boxes: an entry for each image expected, got {boxes!r:.60}")
+            return self._infer_many(_pair(sources, boxes), batch_size, allow_url)
         (source,) = sources
         picture, plan = self._prepare(source, boxes, allow_url)
         return self._answer([picture], [plan], batch_size)[0]
@@ -167,7 +171,7 @@ class Model:
                     try:
                         picture, plan = self._prepare(source, boxes, allow_url)
                         chunk.append((picture.source, picture, plan))
-                        inputs += len(plan.inputs)
+                        inputs += max(1, len(plan.inputs))
                     except RefvitError as error:
                         chunk.append(Result(describe(source), error=error, provenance=self._provenance()))
                         inputs += 1
@@ -176,8 +180,6 @@ class Model:
             ready = [item for item in chunk if not isinstance(item, Result)]
             answers = iter(self._answer_each([p for _, p, _ in ready], [plan for _, _, plan in ready], batch_size))
             yield from (item if isinstance(item, Result) else next(answers) for item in chunk)
-        if isinstance(ended, ValueError) and "zip()" in str(ended):
-            raise ConfigError("boxes: as many as there are images expected, one entry for each") from None
         if not isinstance(ended, StopIteration):
             raise ended
 
@@ -253,6 +255,19 @@ class Model:
 
     def _compile(self, shape: Shape) -> Any:
         return self._backend.compile_graph(self.graph(shape))
+
+
+def _pair(sources: Iterator[Any], boxes: Any) -> Iterator[tuple[Any, Any]]:
+    """Every image with its boxes; ConfigError, where they end, if there are more of one than of the other."""
+    end = object()
+    given = repeat(None) if boxes is None else chain(boxes, repeat(end))
+    count = 0
+    for count, (source, entry) in enumerate(zip(sources, given, strict=False), 1):
+        if entry is end:
+            raise ConfigError(f"boxes: as many entries as images expected, got {count - 1}, and there are more images")
+        yield source, entry
+    if boxes is not None and next(given) is not end:
+        raise ConfigError(f"boxes: as many entries as images expected, got more than {count}")
 
 
 def architecture_graph(name: str, size: tuple[int, int] | None = None, batch: int = 1) -> Graph:

@@ -85,18 +85,19 @@ def test_unknown_names(call):
     with pytest.raises(UnknownModelError, match=r"list_models\(\) or .* name all"):
         call("zzz")
     with pytest.raises(
-        UnknownModelError, match=r"mobilevit_xxs\.imagenet: .* do not come with refvit \(mobilevit_xxs\.cifar10 does\)"
+        UnknownModelError, match=r"mobilevit_xxs\.imagenet: refvit knows no such weights; .* mobilevit_xxs\.cvnets_in1k"
     ):
         call("mobilevit_xxs.imagenet")
-    with pytest.raises(WeightsError, match=r"mobilevit_s: .*timm/mobilevit_s\.cvnets_in1k: download it"):
+    with pytest.raises(WeightsError, match=r"mobilevit_s: its weights do not come with refvit; .* mobilevit_s\.cvnets_in1k"):
         call("mobilevit_s")
 
 
 def test_only_known_repositories_are_named():
-    for name in ("vit_base_patch16_224", "hrvit_b1", "mobilevit_s_deeplabv3"):
-        with pytest.raises(WeightsError, match=f"{name}: .* give a safetensors file by weights=FILE") as caught:
+    for name in ("hrvit_b1", "mobilevit_s_ssdlite", "hrnet_w48_ocr"):
+        with pytest.raises(WeightsError, match=rf"{name}: .*; give a file by weights=FILE"):
             refvit.load(name)
-        assert "huggingface" not in str(caught.value)
+    with pytest.raises(WeightsError, match=r"vit_base_patch16_224\.\w+, .* or another of \d+ tags in list_models\(\)"):
+        refvit.load("vit_base_patch16_224")
 
 
 def test_weights_of_another_model(xxs, tmp_path):
@@ -156,7 +157,8 @@ def test_list_models_patterns():
     assert names("resnet*") == []
     assert names("*", "pose") == ["hrnet_w32_pose", "hrnet_w48_pose"]
     assert names("hrnet_w48*", "segmentation") == ["hrnet_w48_seg", "hrnet_w48_ocr"]
-    assert [m.weights for m in refvit.list_models("*xs")] == [("cifar10",), ()]
+    assert [m.weights[0] for m in refvit.list_models("*xs")] == ["cifar10", "cvnets_in1k"]
+    assert refvit.list_models("hrvit_b1")[0].weights == ()
 
 
 def test_info():

@@ -189,7 +189,7 @@ def test_notes_are_told(run, tmp_path):
     [
         (["--model", "mobilevit_x"], 2, "did you mean mobilevit_xs"),
         (["--model", "mobilevit_s"], 2, "do not come with refvit"),
-        (["--model", "mobilevit_xxs.imagenet"], 2, "mobilevit_xxs.cifar10"),
+        (["--model", "mobilevit_xxs.imagenet"], 2, "mobilevit_xxs.cvnets_in1k"),
         (["--weights", "gone.safetensors"], 2, "gone.safetensors: no such weights file"),
         (["--backend", "tpu"], 3, "unknown backend 'tpu'; known are auto, numpy"),
         (["--dtype", "int8"], 2, "float16, float32, float64, got 'int8'"),
@@ -281,15 +281,18 @@ def test_warnings_of_libraries_are_one_line(run, image, monkeypatch):
 # models, summary, info
 
 
+HUB = ("cvnets_in1k", "transformers_in1k")
+
+
 def test_models(run):
     code, out, err = run("models", "mobilevit_*s")
     assert (code, err) == (0, [])
     head, *rows = out.splitlines()
     assert head.split()[:4] == ["model", "task", "parameters", "MACs"]
-    assert rows[0].split() == ["mobilevit_xxs", "classification", "1,272,024", "407,364,096", "256x256", "cifar10"]
-    assert rows[2].split() == ["mobilevit_s", "classification", "5,578,632", "2,000,831,488", "256x256", "-"]
+    assert rows[0].split() == ["mobilevit_xxs", "classification", "1,272,024", "407,364,096", "256x256", "cifar10", *HUB]
+    assert rows[2].split() == ["mobilevit_s", "classification", "5,578,632", "2,000,831,488", "256x256", *HUB]
     assert len(rows) == 3
-    assert len({len(line.rstrip()) - len(line.split()[-1]) for line in rows}) == 1  # aligned
+    assert len({line.index("256x256") for line in rows}) == 1  # aligned
 
 
 def test_models_json_and_patterns(run):

@@ -25,8 +25,9 @@ ALLOWED = {
     "weights": {"errors", "files", "graph.ir", "weights"},
     "vision": {"errors", "files", "graph.ir", "ops", "vision"},
     "model": {"errors", "backends", "graph", "models", "vision", "weights", ""},
-    "api": {"errors", "backends", "graph", "model", "models", "vision", "weights", ""},
-    "cli": {"errors", "files", "graph", "model", "vision", "weights", ""},
+    "loading": {"errors", "graph.ir", "models", "vision", "weights"},
+    "api": {"loading", "errors", "backends", "graph", "model", "models", "vision", "weights", ""},
+    "cli": {"api", "loading", "errors", "files", "graph", "model", "vision", "weights", ""},
     "__main__": {"cli"},
 }
 

@@ -43,7 +43,8 @@ def test_segmentation(models):
     assert len(result.areas()) == len(np.unique(result.map))
     assert "classes, most of it" in repr(result)
     answer = json.loads(result.to_json(2))
-    assert len(answer["areas"]) <= 2 and "map" not in answer
+    assert len(answer["areas"]) == len(result.areas()) and "map" not in answer
+    assert len(result.lines(2)) == 2
 
 
 def test_hrvit_itself_refuses_what_infer_pads(models):
@@ -63,7 +64,7 @@ def test_a_classifier_of_hrvit_pads_too(golden):
 def test_segmentation_of_any_size_with_every_option(models, golden):
     plain = models["street"].infer(PIXELS)
     assert plain.labels[0] == "road" and "padded" not in plain.provenance
-    options = {"scales": [0.5, 1.5], "flip": True, "window": [64, 64], "window_stride": 32}
+    options = {"scales": [0.5, 1.5], "flip": True, "window": [64, 64], "window_stride": 32, "whole_up_to": 0.5}
     model = refvit.load("hrnet_w18_small_seg", golden("hrnet_w18_small_seg").state(), **options)
     result = model.infer(PIXELS, batch_size=3)
     assert result.map.shape == (70, 90)
@@ -94,8 +95,30 @@ def test_many_images_with_boxes(models):
     bad = list(model.infer([PIXELS, OTHER], boxes=[[[99, 99, 5, 5]], [[1, 1, 5, 5]]]))
     assert "outside of the image" in str(bad[0].error) and bad[1].error is None
     for count in (1, 3):
-        with pytest.raises(ConfigError, match="boxes: as many as there are images"):
+        with pytest.raises(ConfigError, match="boxes: as many entries as images expected, got"):
             list(model.infer([PIXELS, OTHER], boxes=[None] * count))
+    with pytest.raises(ConfigError, match="boxes: an entry for each image expected, got 5"):
+        model.infer([PIXELS], boxes=5)
+    with pytest.raises(ValueError, match="my own"):
+        list(model.infer(broken(), boxes=[None] * 3))
+
+
+def broken():
+    yield PIXELS
+    raise ValueError("my own")
+
+
+def test_images_without_people_are_answered_as_they_come(models):
+    read = []
+
+    def images():
+        for i in range(40):
+            read.append(i)
+            yield OTHER
+
+    answers = models["pose"].infer(images(), boxes=([] for _ in range(40)))
+    assert next(answers).keypoints.shape == (0, 17, 3)
+    assert len(read) <= 8
     with pytest.raises(ConfigError, match="boxes: only pose estimation"):
         models["street"].infer(PIXELS, boxes=[[1, 1, 5, 5]])
 
@@ -175,10 +198,75 @@ def test_what_a_file_cannot_tell_is_recorded_or_asked_for(golden):
     assert ocr.config.align_corners and ocr._weights.source["align_corners"].startswith("True, as published")
 
 
+def test_what_was_assumed_is_said_until_it_is_told(golden, tmp_path):
+    state = golden("hrnet_w32_pose").state()
+    found = refvit.load("hrnet_w32_pose", state)._weights.source
+    assert {"resize", "mean", "std", "channel_order", "labels"} <= set(found["assumed"]) and "256x192" in found["resize"]
+    told = refvit.load("hrnet_w32_pose", state, resize=(384, 288), labels=joints.COCO)._weights
+    assert {"mean", "std"} <= set(told.source["assumed"]) and not {"resize", "labels"} & set(told.source["assumed"])
+    assert "resize" not in told.source
+    again = refvit.load(None, store.save(told, tmp_path / "w.safetensors"), mean=(0, 0, 0))._weights.source
+    assert "mean" not in again["assumed"] and "std" in again["assumed"]
+
+
+def test_joints_of_mpii(golden):
+    state = golden("hrnet_w32_pose").state()
+    for name in ("final_layer.weight", "final_layer.bias"):
+        state[name] = state[name][:16]
+    model = refvit.load("hrnet_w32_pose", state)
+    assert model.labels == joints.MPII and model.input_size == (256, 256)
+    assert "resize" not in model._weights.source
+
+
+def test_people_parsing_swaps_left_and_right(golden):
+    state = golden("hrnet_w18_small_seg").state()
+    for name in ("last_layer.3.weight", "last_layer.3.bias"):
+        state[name] = np.concatenate([state[name], state[name][:1]])
+    model = refvit.load("hrnet_w18_small_seg", state)
+    assert model.labels[14:16] == ("Left-arm", "Right-arm") and model.postprocess.flip
+    assert joints.mirror_pairs(model.labels) == ((14, 15), (16, 17), (18, 19))
+
+
+def test_a_detector_of_other_classes(golden):
+    state = golden("mobilevit_xxs_ssdlite.cvnets").state()
+    for name in [n for n in state if "loc_cls_layer" in n and n.endswith(("block.conv.weight", "block.conv.bias"))]:
+        if "dw_conv" not in name:
+            anchors = 4 if ".5." in name else 6
+            state[name] = (
+                state[name].reshape(anchors, 85, *state[name].shape[1:])[:, :25].reshape(anchors * 25, *state[name].shape[1:])
+            )
+    labels = ["background", *(f"thing {i}" for i in range(20))]
+    result = refvit.load("mobilevit_xxs_ssdlite", state, labels=labels, score_threshold=0.05).infer(PIXELS)
+    assert {b.label for b in result.boxes} <= set(labels[1:])
+
+
+@pytest.mark.parametrize(
+    ("task", "fields", "message"),
+    [
+        ("street", {"crop": 32}, "crop: segmentation answers for the whole image"),
+        ("pose", {"crop": 32}, "crop: pose answers for the whole image"),
+        ("detection", {"crop": 32}, "crop: detection answers for the whole image"),
+        ("pose", {"resize": 128}, "pose estimation needs inputs of one size"),
+        ("pose", {"enlarge": 128}, "pose estimation needs inputs of one size"),
+        ("pose", {"labels": [str(i) for i in range(17)]}, "flip: mirrored joints need names"),
+    ],
+)
+def test_what_no_image_could_be_answered_with_does_not_load(files, task, fields, message):
+    with pytest.raises(ConfigError, match=message):
+        refvit.load(None, files / f"{task}.safetensors", **fields)
+
+
+def test_another_window_drops_the_stride_that_was_for_the_old_one(models, files):
+    assert models["street"].postprocess.window_stride == (1024, 2048)
+    assert models["street"].postprocess.whole_up_to == 1
+    for window in (1024, None):
+        assert refvit.load(None, files / "street.safetensors", window=window).postprocess.window_stride is None
+
+
 def test_options_of_another_model_are_refused(golden, demo, xxs):
     with pytest.raises(ConfigError, match="align_corners: no option of mobilevit_xxs; its are none"):
         refvit.load(align_corners=True)
-    with pytest.raises(WeightsError, match=r"align_corners: decided by the tensors of layout mobilevit\.timm"):
+    with pytest.raises(WeightsError, match=r"align_corners: no option of layout mobilevit\.timm; its are none"):
         refvit.load("mobilevit_xxs", xxs, align_corners=True)
     with pytest.raises(ConfigError, match="post-processing of classification: unknown flip"):
         refvit.load(flip=True)
@@ -243,6 +331,8 @@ def test_command_line(run, files, models, tmp_path):
         (("--box", "1,2,3"), "X,Y,WIDTH,HEIGHT"),
         (("--box", "1,2,3,4"), "boxes: only pose estimation"),
         (("--map", "m.jpg"), "ending in .png"),
+        (("--set", "backend=numpy"), "backend: an argument of its own"),
+        (("--set", "boxes=[]"), "boxes: an argument of its own"),
     ],
 )
 def test_bad_arguments(run, files, arguments, message):

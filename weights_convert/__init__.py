@@ -5,6 +5,6 @@ is filled; otherwise the error lists what is missing, unexpected or of another s
 what a layout implies about channel order or pre-processing is written into the result.
 """
 
-from weights_convert.convert import convert, convert_file
+from weights_convert.convert import convert, convert_checkpoint, convert_file
 
-__all__ = ["convert", "convert_file"]
+__all__ = ["convert", "convert_checkpoint", "convert_file"]

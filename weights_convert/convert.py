@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,11 +15,14 @@ from refvit.graph.ir import Array
 from refvit.models import architecture, config_from_dict
 from refvit.vision.labels import check_labels, default_labels
 from refvit.vision.postprocess import from_dict as post_from_dict
+from refvit.vision.postprocess import replaced
 from refvit.vision.preprocess import Preprocess
 from refvit.weights.check import differences, require
-from refvit.weights.store import Weights, frozen, read_safetensors
+from refvit.weights.readers.checkpoint import Checkpoint, read_checkpoint
+from refvit.weights.store import Weights, frozen
 from weights_convert import (
     hrnet,
+    hrnet_openmmlab,
     hrvit,
     mobilevit_cvnets,
     mobilevit_timm,
@@ -30,6 +32,7 @@ from weights_convert import (
     vit_transformers,
 )
 from weights_convert.layout import Layout
+from weights_convert.sidecar import Sidecar, read_sidecar
 
 LAYOUTS = (
     vit_timm.LAYOUT,
@@ -39,6 +42,7 @@ LAYOUTS = (
     *mobilevit_transformers.LAYOUTS,
     *mobilevit_cvnets.LAYOUTS,
     *hrnet.LAYOUTS,
+    *hrnet_openmmlab.LAYOUTS,
     *hrvit.LAYOUTS,
 )
 
@@ -57,13 +61,38 @@ def convert(
     """Convert a checkpoint's tensors, name -> float array, into refvit's `Weights`.
 
     model: the registry name, where it is to be asserted rather than found by the shapes
-    labels: names of the classes, in their order; default: ImageNet-1k's where there are 1000 classes, otherwise none
+    labels: names of the classes, in their order; default: those of the data set that is known for this number, if one is
     preprocess, postprocess: replace single fields of the published evaluation
     config: what the tensors do not tell, by the name of the config's field: align_corners, gelu, ...
-    source: recorded in the result
+    source: recorded in the result, beside "assumed": the fields that are those of the published weights and not of this file
 
     WeightsError if no layout, or no model, fits exactly.
     """
+    return _convert(
+        state,
+        copy=True,
+        model=model,
+        tag=tag,
+        labels=labels,
+        preprocess=preprocess,
+        postprocess=postprocess,
+        config=config,
+        source=source,
+    )
+
+
+def _convert(
+    state: Mapping[str, Array],
+    *,
+    copy: bool,  # no, where nobody else can change the arrays
+    model: str | None = None,
+    tag: str = "",
+    labels: Sequence[str] | None = None,
+    preprocess: Mapping[str, Any] | None = None,
+    postprocess: Mapping[str, Any] | None = None,
+    config: Mapping[str, Any] | None = None,
+    source: Mapping[str, Any] | None = None,
+) -> Weights:
     for name, a in state.items():
         if not isinstance(name, str) or not isinstance(a, np.ndarray):
             raise WeightsError(f"a dict of names and NumPy arrays expected, got {name!r:.40}: {type(a).__name__}")
@@ -74,47 +103,73 @@ def convert(
             raise WeightsError(f"{name}: floating-point values expected, got {a.dtype}")
     name, settings = _identify(layout, params, model, config or {})
     arch = architecture(name)
-    assumed = dict(layout.assumed(name, settings))
-    if not preprocess:
-        assumed["preprocess"] = f"that of the published weights of layout {layout.name}, assumed"
+    told = {*(config or {}), *(preprocess or {}), *(postprocess or {})}
+    reasons = {field: text for field, text in layout.assumed(name, settings).items() if field not in told}
     names = default_labels(arch.task, settings.num_classes)
+    published = layout.preprocess(name, settings)
+    published_post = layout.postprocess(name, settings)
+    assumed = [field for field in {**published, **published_post, **reasons} if field not in told]
     if labels is None and names:
-        assumed["labels"] = f"assumed from {settings.num_classes} classes"
-    for field in {**(config or {}), **(postprocess or {})}:
-        assumed.pop(field, None)
-    post = {**layout.postprocess(name, settings), **(postprocess or {})}
+        assumed.append("labels")
+    post = replaced(published_post, postprocess or {})
     return Weights(
         model=name,
         tag=tag,
         config=dataclasses.asdict(settings),
-        preprocess=Preprocess.from_dict({**layout.preprocess(name, settings), **(preprocess or {})}).to_dict(),
+        preprocess=Preprocess.from_dict({**published, **(preprocess or {})}).to_dict(),
         postprocess=post_from_dict(arch.task, post).to_dict(),
         labels=names if labels is None else check_labels(labels, settings.num_classes),
-        source={"layout": layout.name, **assumed, **(source or {})},
-        params={n: frozen(np.array(params[n], order="C")) for n, _ in arch.parameters(settings)},
+        source={"layout": layout.name, "assumed": assumed, **reasons, **(source or {})},
+        params={n: frozen(np.array(params[n], order="C", copy=copy or None)) for n, _ in arch.parameters(settings)},
     )
 
 
-def convert_file(path: str | os.PathLike[str], **options: Any) -> Weights:
-    """Convert a safetensors file; the options are those of `convert`. The file's name and sha256 are recorded as its source."""
-    path = Path(path)
-    state, _ = read_safetensors(path)
-    with open(path, "rb") as f:
-        sha256 = hashlib.file_digest(f, "sha256").hexdigest()
-    source = {"file": path.name, "sha256": sha256, **options.pop("source", {})}
+def convert_file(path: str | os.PathLike[str], *, key: str | None = None, check_crc: bool = True, **options: Any) -> Weights:
+    """Convert a file of any format, or a folder as the Hugging Face hub has them; key and check_crc as in `read_checkpoint`.
+
+    The other options are those of `convert`; they go before what config.json and preprocessor_config.json of a folder say.
+    The file's name and sha256 are recorded as its source.
+    """
+    return convert_checkpoint(read_checkpoint(path, key=key, check_crc=check_crc), folder=Path(path), **options)
+
+
+def convert_checkpoint(checkpoint: Checkpoint, *, folder: Path | None = None, **options: Any) -> Weights:
+    """Convert what `read_checkpoint` gave. folder: where its configuration lies, if that is a folder."""
+    source: dict[str, Any] = {"file": checkpoint.file.name, "sha256": checkpoint.sha256}
+    if checkpoint.wrappers:
+        source["key"] = ".".join(checkpoint.wrappers)
+    beside = read_sidecar(folder) if folder is not None and folder.is_dir() else Sidecar()
+    pixels = dict(beside.preprocess)
     try:
-        return convert(state, source=source, **options)
+        if architecture(_recognise(checkpoint.tensors).models[0]).task != "classification":  # there, its crop loses the rest
+            pixels = {k: v for k, v in pixels.items() if k not in ("resize", "crop")}
     except WeightsError as error:
-        raise WeightsError(f"{path}: {error}") from error
+        raise WeightsError(f"{checkpoint.file}: {error}") from error
+    options["config"] = {**beside.config, **(options.get("config") or {})}
+    options["preprocess"] = {**pixels, **(options.get("preprocess") or {})}
+    if options.get("labels") is None:
+        options["labels"] = beside.labels
+    options["source"] = {**source, **(options.get("source") or {})}
+    try:
+        return _convert(checkpoint.tensors, copy=False, **options)
+    except WeightsError as error:
+        raise WeightsError(f"{checkpoint.file}: {error}") from error
 
 
 def _recognise(state: Mapping[str, Array]) -> Layout:
     found = [layout for layout in LAYOUTS if layout.matches(state)]
     if len(found) == 1:
         return found[0]
-    known = ", ".join(layout.name for layout in LAYOUTS)
-    few = ", ".join(list(state)[:3]) or "no tensors at all"
-    raise WeightsError(f"the layout is not one of {known}; the file has {len(state)} tensors: {few}, ...")
+    few = ", ".join(f"{name:.80}" for name in list(state)[:3]) or "none at all"
+    lacking = {layout: sorted(layout.signature - state.keys()) for layout in LAYOUTS}
+    nearest = min(LAYOUTS, key=lambda layout: (len(lacking[layout]) / len(layout.signature), layout.name))
+    hint = f"nearest is {nearest.name}, which has {' and '.join(lacking[nearest][:3])} as well"
+    if len(lacking[nearest]) == len(nearest.signature):
+        families = ", ".join(sorted({layout.name.partition(".")[0] for layout in LAYOUTS}))
+        hint = f"none of them, for {families}, has such names"
+    raise WeightsError(
+        f"the layout is not one of the {len(LAYOUTS)} known; of {len(state)} tensors the first are {few}; {hint}"
+    )
 
 
 def _identify(layout: Layout, params: Mapping[str, Array], model: str | None, given: Mapping[str, Any]) -> tuple[str, Any]:
@@ -123,8 +178,9 @@ def _identify(layout: Layout, params: Mapping[str, Array], model: str | None, gi
         raise WeightsError(f"layout {layout.name} holds {', '.join(layout.models)}, not {model}")
     options = {field for name in layout.models for field in architecture(name).options}
     if unknown := [field for field in given if field not in options]:
-        what = f"what can be said is {', '.join(sorted(options))}" if options else "there is nothing to be said"
-        raise WeightsError(f"{', '.join(unknown)}: decided by the tensors of layout {layout.name}; {what}")
+        raise WeightsError(
+            f"{', '.join(unknown)}: no option of layout {layout.name}; its are {', '.join(sorted(options)) or 'none'}"
+        )
     fields = {**layout.config(params), **given}
     configs: dict[str, Any] = {}
     for name in layout.models:

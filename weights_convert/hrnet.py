@@ -1,11 +1,14 @@
 """HRNet as its official repositories publish it; timm's classifiers have the same names.
 
-Input is RGB with the mean and std of ImageNet; segmentation looks at whole images.
+Input is RGB with the mean and std of ImageNet; segmentation is evaluated as each data set was. Published segmentation files
+hold the module that was trained, the network below `model.` with its loss beside it. Snapshots of pose training have `module.`
+in front.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from refvit.graph.ir import Array
@@ -15,6 +18,8 @@ from weights_convert.layout import DROP, OPENCV, Layout, Rule, classes_of, evalu
 
 BACKBONE = frozenset({"conv1.weight", "transition1.0.0.weight", "stage4.0.fuse_layers.0.1.0.weight"})
 PARTS = r"conv[12]|bn[12]|layer1|transition[123]|stage[234]"
+
+MPII = 16  # joints; COCO's 17 are looked at in other sizes
 
 # Data sets of the published segmentation files by their number of classes, and whether the plain heads upsample with
 # align_corners there (the repository's yaml files). With OCR all do.
@@ -46,9 +51,9 @@ def _protocol(config: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """Pre- and post-processing of the repository's test script for the data set; whole images as they are, if it is unknown."""
     classes, plain = config.num_classes, evaluation(None, None, OPENCV)
     if classes == 19:  # one window is a whole Cityscapes image
-        return plain, {"window": [1024, 2048], "window_stride": [1024, 2048]}
+        return plain, {"window": [1024, 2048], "window_stride": [1024, 2048], "whole_up_to": 1.0}
     if classes == 20:
-        return evaluation(None, (473, 473), OPENCV), {}
+        return evaluation(None, (473, 473), OPENCV), {"flip": True}
     if classes in (59, 60):
         return {**evaluation(None, 520, OPENCV), "longest": 520}, {
             "window": [520, 520],
@@ -66,35 +71,46 @@ CLASSIFIER = Layout(
     signature=BACKBONE | {"incre_modules.0.0.conv1.weight", "classifier.weight"},
     rules=(DROP, Rule(rf"({PARTS}|incre_modules|downsamp_modules|final_layer|classifier)\..*", r"\g<0>")),
     config=lambda params: classes_of("classifier.weight")(params) | {"head_bias": "final_layer.0.bias" in params},
-    preprocess=lambda model, config: evaluation(224, 256),
+    preprocess=lambda model, config: evaluation(224, 256 if config.head_bias else 235),  # without: timm's _ssld, crop 0.95
 )
-SEGMENTATION = Layout(
-    name="hrnet.segmentation",
-    models=tuple(SEGMENTATION_VARIANTS),
-    signature=BACKBONE | {"last_layer.3.weight"},
-    rules=(DROP, Rule(rf"({PARTS}|last_layer)\..*", r"\g<0>")),
-    config=lambda params: _trained("last_layer.3.weight", params, ocr=False),
-    preprocess=lambda model, config: _protocol(config)[0],
-    postprocess=lambda model, config: _protocol(config)[1],
-    assumed=lambda model, config: _assumed(config),
-)
-OCR = Layout(
-    name="hrnet.ocr",
-    models=tuple(OCR_VARIANTS),
-    signature=BACKBONE | {"aux_head.3.weight", "cls_head.weight"},
-    rules=(DROP, Rule(rf"({PARTS}|aux_head|conv3x3_ocr|ocr_distri_head|cls_head)\..*", r"\g<0>")),
-    config=lambda params: _trained("cls_head.weight", params, ocr=True),
-    preprocess=lambda model, config: _protocol(config)[0],
-    postprocess=lambda model, config: _protocol(config)[1],
-    assumed=lambda model, config: _assumed(config),
-)
+
+
+def _segmentation(name: str, models: Iterable[str], heads: tuple[str, ...], classifier: str) -> Iterator[Layout]:
+    """The network alone, and as it was trained. heads: names beside the backbone's; classifier: the last weight."""
+    for wrapper, suffix in (("", ""), ("model.", ".trained")):
+        yield Layout(
+            name=f"hrnet.{name}{suffix}",
+            models=tuple(models),
+            signature=frozenset(wrapper + key for key in BACKBONE | {classifier}),
+            rules=(
+                DROP,
+                Rule(rf"{re.escape(wrapper)}({PARTS}|{'|'.join(heads)})\.(.*)", r"\1.\2"),
+                *((Rule(r"loss\..*", None),) if wrapper else ()),
+            ),
+            config=lambda params: _trained(classifier, params, ocr=name == "ocr"),
+            preprocess=lambda model, config: _protocol(config)[0],
+            postprocess=lambda model, config: _protocol(config)[1],
+            assumed=lambda model, config: _assumed(config),
+        )
+
+
 POSE = Layout(
     name="hrnet.pose",
     models=tuple(POSE_VARIANTS),
     signature=BACKBONE | {"final_layer.weight"},
     rules=(DROP, Rule(rf"({PARTS}|final_layer)\..*", r"\g<0>")),
     config=classes_of("final_layer.weight"),
-    preprocess=lambda model, config: evaluation(None, (256, 192)),
-    assumed=lambda model, config: {"resize": "256x192, the smaller of the two published sizes; 384x288 is the other"},
+    prefixes=("", "module."),
+    preprocess=lambda model, config: evaluation(None, (256, 256) if config.num_classes == MPII else (256, 192)),
+    assumed=lambda model, config: (
+        {}
+        if config.num_classes == MPII
+        else {"resize": "256x192, the smaller of the two published sizes; 384x288 is the other"}
+    ),
 )
-LAYOUTS = (CLASSIFIER, SEGMENTATION, OCR, POSE)
+LAYOUTS = (
+    CLASSIFIER,
+    *_segmentation("segmentation", SEGMENTATION_VARIANTS, ("last_layer",), "last_layer.3.weight"),
+    *_segmentation("ocr", OCR_VARIANTS, ("aux_head", "conv3x3_ocr", "ocr_distri_head", "cls_head"), "cls_head.weight"),
+    POSE,
+)

@@ -1,7 +1,13 @@
-"""MobileViT as Apple's cvnets v0.1 publishes it: classifiers, DeepLabv3 and SSDLite.
+"""MobileViT as Apple's cvnets publishes it: classifiers, DeepLabv3 and SSDLite.
 
-The network expects BGR in [0, 1] without mean and std, resized by OpenCV. One difference is left: where a crop cannot be
-centred by whole pixels, cvnets always takes the upper left one, and refvit rounds half offsets to even as torchvision does.
+Version 0.1, which most files are of, expects BGR in [0, 1] without mean and std, resized by OpenCV. One difference is left:
+where a crop cannot be centred by whole pixels, it always takes the upper left one, and refvit rounds half offsets to even as
+torchvision does.
+
+Later versions read RGB by Pillow. Two kinds of their files have names of their own, "cvnets_v2" here: DeepLabv3, whose
+classifier is one layer, and classifiers that were trained with RangeAugment, whose ranges are beside the network. All other
+names have stayed. DeepLabv3 enlarges its logits with align_corners there; it also shrinks images to multiples of the output
+stride first, for which refvit has no need.
 """
 
 from __future__ import annotations
@@ -35,6 +41,7 @@ def _rules() -> Iterator[Rule]:
             yield from _block(rf"{ENCODER}layer_{layer}\.1", f"stages.{layer - 1}.1", DEPTHS[layer - 3])
     yield from _conv_bn(f"{ENCODER}conv_1x1_exp", "final_conv")
     yield Rule(rf"{ENCODER}classifier\.fc\.(.*)", r"head.fc.\1")
+    yield Rule(r"seg_head\.aux_head\..*", None)  # for training only
     yield Rule(r"(seg_head|extra_layers|ssd_heads)\..*", r"\g<0>")
 
 
@@ -72,14 +79,41 @@ def pyramid(params: Mapping[str, Array]) -> dict[str, Any]:
     return found | dict(zip(("output_stride", "rates"), published, strict=True))
 
 
+def _detector(params: Mapping[str, Array]) -> dict[str, Any]:
+    """Of SSDLite: an anchor of the last map, which has four a pixel, has four offsets and a logit for each class."""
+    last = params.get("ssd_heads.5.loc_cls_layer.block.conv.weight")
+    outputs = 0 if last is None or not last.ndim else last.shape[0]
+    return {"num_classes": outputs // 4 - 4} if outputs % 4 == 0 and outputs > 20 else {}
+
+
+class _NotAugmented(Layout):
+    """Refuses files with RangeAugment's ranges."""
+
+    def matches(self, state: Mapping[str, Array]) -> bool:
+        return RANGE not in state and super().matches(state)
+
+
+RANGE = "neural_augmentor.brightness._low"
+DROP_RANGES = Rule(r"(?:encoder\.)?neural_augmentor\..*", None)  # for training only
+READ_AS_BGR = {"channel_order": "bgr, as cvnets 0.1 reads images; files of later versions have the same names and want rgb"}
 RULES = tuple(_rules())
-CLASSIFIER = Layout(
+NAMES = frozenset({"conv_1.block.conv.weight", "layer_3.1.local_rep.conv_3x3.block.conv.weight", "classifier.fc.weight"})
+CLASSIFIER = _NotAugmented(
     name="mobilevit.cvnets",
     models=tuple(VARIANTS),
-    signature=frozenset({"conv_1.block.conv.weight", "layer_3.1.local_rep.conv_3x3.block.conv.weight", "classifier.fc.weight"}),
+    signature=NAMES,
     rules=RULES,
     config=classes_of("head.fc.weight"),
     preprocess=lambda model, config: evaluation(256, 288, OPENCV, NO_MEAN, NO_STD, "bgr"),
+    assumed=lambda model, config: READ_AS_BGR,
+)
+CLASSIFIER_V2 = Layout(
+    name="mobilevit.cvnets_v2",
+    models=tuple(VARIANTS),
+    signature=NAMES | {RANGE},
+    rules=(DROP_RANGES, *RULES),
+    config=classes_of("head.fc.weight"),
+    preprocess=lambda model, config: evaluation(256, 256, "bilinear", NO_MEAN, NO_STD),
 )
 DEEPLABV3 = Layout(
     name="mobilevit.cvnets.deeplabv3",
@@ -93,12 +127,26 @@ DEEPLABV3 = Layout(
         "output_stride": f"{config.output_stride}, as published for a pyramid of {config.aspp_width}"
     },
 )
+DEEPLABV3_V2 = Layout(
+    name="mobilevit.cvnets_v2.deeplabv3",
+    models=tuple(DEEPLABV3_VARIANTS),
+    signature=frozenset({"encoder.conv_1.block.conv.weight", "seg_head.classifier.block.conv.weight"}),
+    rules=(
+        DROP_RANGES,
+        Rule(r"seg_head\.classifier\.block\.conv\.(weight|bias)", r"seg_head.classifier.classifier.block.conv.\1"),
+        *RULES,
+    ),
+    config=lambda params: pyramid(params) | {"align_corners": True},
+    preprocess=lambda model, config: evaluation(None, 512, "bilinear", NO_MEAN, NO_STD),
+    assumed=DEEPLABV3.assumed,
+)
 SSDLITE = Layout(
     name="mobilevit.cvnets.ssdlite",
     models=tuple(SSDLITE_VARIANTS),
     signature=frozenset({"encoder.conv_1.block.conv.weight", "ssd_heads.5.loc_cls_layer.block.conv.weight"}),
     rules=RULES,
-    config=lambda params: {},
+    config=_detector,
     preprocess=_squashed,
+    assumed=lambda model, config: READ_AS_BGR,
 )
-LAYOUTS = (CLASSIFIER, DEEPLABV3, SSDLITE)
+LAYOUTS = (CLASSIFIER, CLASSIFIER_V2, DEEPLABV3, DEEPLABV3_V2, SSDLITE)

@@ -27,24 +27,35 @@ HEADS = {config.embed_dim: config.num_heads for config in VARIANTS.values()}
 
 
 def axes(order: str) -> Callable[[Array], Array]:
-    """Transpose to another order of named axes, as in "d heads e -> (heads e) d"; those in parentheses become one.
+    """Rearrange named axes, as in "d heads e -> (heads e) d"; those in parentheses are one axis.
 
     Where both d and heads are named, the number of heads must be that of refvit's ViT of width d: no other parameter shows it.
+    The other way, (heads e) is split by that number too.
     """
-    names, new = order.split(" -> ")[0].split(), re.findall(r"\(.*?\)|\w+", order.split(" -> ")[1])
-    groups = [group.strip("()").split() for group in new]
+    old, new = ([group.strip("()").split() for group in re.findall(r"\(.*?\)|\w+", side)] for side in order.split(" -> "))
+    names, expected = [name for group in old for name in group], f"axes ({', '.join(' '.join(group) for group in old)})"
 
     def change(a: Array) -> Array:
-        if a.ndim != len(names):
-            raise ValueError(f"axes ({', '.join(names)}) expected")
-        size = dict(zip(names, a.shape, strict=True))
+        if a.ndim != len(old):
+            raise ValueError(f"{expected} expected")
+        size: dict[str, int] = {}
+        for group, length in zip(old, a.shape, strict=True):
+            known = HEADS.get(length, 0)
+            if len(group) > 1 and not known:
+                raise ValueError(f"one of the widths {', '.join(map(str, sorted(HEADS)))} expected")
+            size |= zip(group, (length,) if len(group) == 1 else (known, length // known), strict=True)
         heads = HEADS.get(size.get("d", 0))
         if heads and size.get("heads", heads) != heads:
-            raise ValueError(f"{heads} heads expected in axes ({', '.join(names)})")
-        a = a.transpose([names.index(name) for group in groups for name in group])
-        return a.reshape([math.prod(size[name] for name in group) for group in groups])
+            raise ValueError(f"{heads} heads expected in {expected}")
+        a = a.reshape([size[name] for name in names]).transpose([names.index(name) for group in new for name in group])
+        return a.reshape([math.prod(size[name] for name in group) for group in new])
 
     return change
+
+
+def there_and_back(order: str) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
+    """`change` and `inverse` of a rule."""
+    return axes(order), axes(" -> ".join(reversed(order.split(" -> "))))
 
 
 def with_class_entry(table: Array) -> Array:
@@ -57,7 +68,7 @@ def with_class_entry(table: Array) -> Array:
     return table
 
 
-DENSE = axes("i o -> o i")
+DENSE = there_and_back("i o -> o i")
 NUMBERED = (r"encoderblock_(?P<layer>\d+)", r"blocks.\g<layer>")
 STACKED = ("encoderblock", "blocks.*")
 
@@ -68,22 +79,24 @@ def _rules(blocks: tuple[str, str], norm: int, attention: int, perceptron: int) 
     mha = rf"Transformer/{block}/MultiHeadDotProductAttention_{attention}"
     mlp = rf"Transformer/{block}/MlpBlock_{perceptron}"
     yield Rule("cls", "cls_token")
-    yield Rule(r"(Transformer/(posembed_input/)?)?pos_embedding", "pos_embed", with_class_entry)
-    yield Rule("embedding/kernel", "patch_embed.proj.weight", axes("h w i o -> o i h w"))
+    yield Rule(r"(Transformer/(posembed_input/)?)?pos_embedding", "pos_embed", with_class_entry, lambda table: table)
+    yield Rule("embedding/kernel", "patch_embed.proj.weight", *there_and_back("h w i o -> o i h w"))
     yield Rule("embedding/bias", "patch_embed.proj.bias")
     for number, name in ((0, "norm1"), (norm, "norm2")):
         yield Rule(rf"Transformer/{block}/LayerNorm_{number}/scale", rf"{target}.{name}.weight")
         yield Rule(rf"Transformer/{block}/LayerNorm_{number}/bias", rf"{target}.{name}.bias")
-    yield Rule(rf"{mha}/(?P<rows>query|key|value)/kernel", rf"{target}.attn.qkv.weight", axes("d heads e -> (heads e) d"))
-    yield Rule(rf"{mha}/(?P<rows>query|key|value)/bias", rf"{target}.attn.qkv.bias", axes("heads e -> (heads e)"))
-    yield Rule(rf"{mha}/out/kernel", rf"{target}.attn.proj.weight", axes("heads e d -> d (heads e)"))
+    yield Rule(
+        rf"{mha}/(?P<rows>query|key|value)/kernel", rf"{target}.attn.qkv.weight", *there_and_back("d heads e -> (heads e) d")
+    )
+    yield Rule(rf"{mha}/(?P<rows>query|key|value)/bias", rf"{target}.attn.qkv.bias", *there_and_back("heads e -> (heads e)"))
+    yield Rule(rf"{mha}/out/kernel", rf"{target}.attn.proj.weight", *there_and_back("heads e d -> d (heads e)"))
     yield Rule(rf"{mha}/out/bias", rf"{target}.attn.proj.bias")
     for number, name in ((0, "fc1"), (1, "fc2")):
-        yield Rule(rf"{mlp}/Dense_{number}/kernel", rf"{target}.mlp.{name}.weight", DENSE)
+        yield Rule(rf"{mlp}/Dense_{number}/kernel", rf"{target}.mlp.{name}.weight", *DENSE)
         yield Rule(rf"{mlp}/Dense_{number}/bias", rf"{target}.mlp.{name}.bias")
     yield Rule("Transformer/encoder_norm/scale", "norm.weight")
     yield Rule("Transformer/encoder_norm/bias", "norm.bias")
-    yield Rule("head/kernel", "head.weight", DENSE)
+    yield Rule("head/kernel", "head.weight", *DENSE)
     yield Rule("head/bias", "head.bias")
     yield Rule(
         "pre_logits/.*",

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from PIL import Image
 
 import refvit
-from refvit.cli import describe, infer
+from refvit.cli import convert, describe, infer
 from refvit.cli.common import ENVIRONMENT, OK, USAGE, say
 from refvit.errors import BackendError, RefvitError, UnsupportedError
 
@@ -24,6 +24,7 @@ EPILOG = """examples:
   refvit infer cat.jpg --save answer.png                the same, drawn
   refvit infer photos/ --json > answers.jsonl           a folder; one line of JSON an image
   refvit infer cat.jpg --model mobilevit_s --weights model.safetensors
+  refvit convert checkpoint.pth -o mine.safetensors     what it is, and in refvit's own format
   refvit models "mobilevit*"                            what there is
   refvit summary mobilevit_s --save blocks.svg          parameters and MACs by block, and a drawing
 
@@ -73,5 +74,6 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(required=True, metavar="COMMAND")
 
     infer.add(verbs)
+    convert.add(verbs)
     describe.add(verbs)
     return parser

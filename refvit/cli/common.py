@@ -62,3 +62,29 @@ def point(text: str) -> tuple[int, int]:
     if not (comma and x.strip().isdigit() and y.strip().isdigit()):
         raise argparse.ArgumentTypeError(f"X,Y in whole pixels expected, got {text!r}")
     return int(x), int(y)
+
+
+def add_preprocessing(parser: argparse.ArgumentParser) -> None:
+    """The fields of the pre-processing as options."""
+    pre = parser.add_argument_group("pre-processing", "replaces what the weights ask for, for a checkpoint of your own")
+    pre.add_argument(
+        "--resize", type=size_or_none, default=UNSET, metavar="PIXELS", help="shorter side, HEIGHTxWIDTH to squash to, or none"
+    )
+    pre.add_argument(
+        "--crop", type=size_or_none, default=UNSET, metavar="PIXELS", help="centre crop: a square, HEIGHTxWIDTH, or none"
+    )
+    pre.add_argument(
+        "--enlarge", type=size_or_none, default=UNSET, metavar="PIXELS", help="second resize, after the crop, or none"
+    )
+    pre.add_argument("--interpolation", default=UNSET, help="nearest, bilinear, bicubic, lanczos, box or opencv_bilinear")
+    pre.add_argument(
+        "--mean", default=UNSET, type=float, nargs=3, metavar="M", help="of pixels in [0, 1], in the network's channel order"
+    )
+    pre.add_argument("--std", default=UNSET, type=float, nargs=3, metavar="S", help="likewise")
+    pre.add_argument("--channel-order", default=UNSET, help="rgb or bgr")
+
+
+def preprocessing(args: argparse.Namespace) -> dict[str, Any]:
+    """Those of these options that were given."""
+    names = ("resize", "crop", "enlarge", "interpolation", "mean", "std", "channel_order")
+    return {n: v for n in names if (v := getattr(args, n)) is not UNSET}

@@ -49,7 +49,7 @@ def _models(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps([dataclasses.asdict(m) | {"macs": m.macs} for m in found]))
         return OK
-    head = ("model", "task", "parameters", "MACs", "input", "weights without a file")
+    head = ("model", "task", "parameters", "MACs", "input", "weights tags")
     rows = [
         (m.name, m.task, f"{m.params:,}", f"{m.macs:,}", f"{m.input_size[0]}x{m.input_size[1]}", " ".join(m.weights) or "-")
         for m in found

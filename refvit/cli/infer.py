@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import refvit
-from refvit.cli.common import OK, SOME_FAILED, UNSET, box, point, positive, say, setting, size_or_none
+from refvit.cli.common import OK, SOME_FAILED, add_preprocessing, box, point, positive, preprocessing, say, setting
 from refvit.errors import ConfigError, ImageError
+from refvit.loading import check_options
+from refvit.vision.answers import DRAWN
 from refvit.vision.intake import expand
 from refvit.vision.result import file_kind
 from refvit.weights.embedded import DEFAULT, NOTICE
@@ -37,22 +39,6 @@ def add(verbs: Any) -> None:
         "--batch-size", type=positive, metavar="N", help="inputs computed at once (default 8, fewer of large ones)"
     )
     infer.add_argument("--allow-url", action="store_true", help="let images be fetched from http(s) URLs")
-    pre = infer.add_argument_group("pre-processing", "replaces what the weights ask for, for a checkpoint of your own")
-    pre.add_argument(
-        "--resize", type=size_or_none, default=UNSET, metavar="PIXELS", help="shorter side, HEIGHTxWIDTH to squash to, or none"
-    )
-    pre.add_argument(
-        "--crop", type=size_or_none, default=UNSET, metavar="PIXELS", help="centre crop: a square, HEIGHTxWIDTH, or none"
-    )
-    pre.add_argument(
-        "--enlarge", type=size_or_none, default=UNSET, metavar="PIXELS", help="second resize, after the crop, or none"
-    )
-    pre.add_argument("--interpolation", default=UNSET, help="nearest, bilinear, bicubic, lanczos, box or opencv_bilinear")
-    pre.add_argument(
-        "--mean", default=UNSET, type=float, nargs=3, metavar="M", help="of pixels in [0, 1], in the network's channel order"
-    )
-    pre.add_argument("--std", default=UNSET, type=float, nargs=3, metavar="S", help="likewise")
-    pre.add_argument("--channel-order", default=UNSET, help="rgb or bgr")
     infer.add_argument(
         "--box",
         type=box,
@@ -74,11 +60,14 @@ def add(verbs: Any) -> None:
         help="any other option of refvit.load, such as "
         "flip=true, scales=[0.5,1,1.5], align_corners=false, score_threshold=0.3; repeatable",
     )
+    add_preprocessing(infer)
 
 
 def _infer(args: argparse.Namespace) -> int:
-    names = ("resize", "crop", "enlarge", "interpolation", "mean", "std", "channel_order")
-    overrides = {n: v for n in names if (v := getattr(args, n)) is not UNSET} | dict(args.set)
+    if args.map and Path(args.map).suffix.lower() != ".png":
+        raise ConfigError(f"--map {args.map}: a name ending in .png expected, which keeps every value")
+    overrides = preprocessing(args) | dict(args.set)
+    check_options(overrides)
     model = refvit.load(args.model, args.weights, backend=args.backend, dtype=args.dtype, labels=args.labels, **overrides)
     if model.name == DEFAULT:
         say(NOTICE)
@@ -92,8 +81,14 @@ def _infer(args: argparse.Namespace) -> int:
         raise ConfigError("--at: says where --attention is asked for, which is not given")
     if args.attention and (many or file_kind(Path(args.attention)) == "JSON"):
         raise ConfigError("--attention: for one image, and a name ending in .png, .jpg or .webp")
+    if args.attention and model.name.startswith("hrnet"):
+        raise ConfigError(f"--attention: {model.name} has no attention to look at")
+    if args.save and args.top > DRAWN:
+        raise ConfigError(f"--top {args.top}: a picture has room for {DRAWN}")
     if args.map and many:
         raise ConfigError("--map: for one image; of several, --json has the classes and refvit.infer in Python the maps")
+    if args.map and model.task != "segmentation":
+        raise ConfigError(f"--map: {model.name} is for {model.task} and has no map")
     total, failed = 0, 0
     for total, result in enumerate(_progress(results, many and not sys.stdout.isatty()), 1):
         failed += result.error is not None

@@ -52,8 +52,8 @@ def _family(
 
 
 CLASSES, PIXELS, BOXES, JOINTS = "classification", "segmentation", "detection", "pose"
-POSITIONS, STRIDES = ("gelu", "layer_norm_eps", "position_resize"), ("output_stride", "dilation_rule", "rates")
 ALIGN, STREET = ("align_corners",), (1024, 2048)
+POSITIONS, STRIDES = ("gelu", "layer_norm_eps", "position_resize"), ("output_stride", "dilation_rule", "rates", *ALIGN)
 # fmt: off
 ARCHITECTURES = (
     _family(vit.VARIANTS, vit.vit, vit.parameters, CLASSES, None, options=POSITIONS)
@@ -101,7 +101,11 @@ def config_from_dict(published: Any, values: Mapping[str, Any]) -> Any:
     for key, example in fields.items():
         if not _like(values[key], example):
             raise ConfigError(f"{name}.{key}: something like {example!r} expected, got {values[key]!r:.60}")
-    return type(published)(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    return type(published)(**{k: _tuples(v) for k, v in values.items()})
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(v) for v in value) if isinstance(value, (list, tuple)) else value
 
 
 def _like(value: Any, example: Any) -> bool:

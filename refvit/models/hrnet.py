@@ -29,9 +29,9 @@ class HRNetConfig:
     blocks: int  # basic blocks of a branch in a module
     head: str = "classification"  # "pose", "segmentation" or "ocr"
     num_classes: int = 1000  # joints of a pose
-    upsample: str = "nearest"  # between branches; "bilinear" in segmentation
+    upsample: str = "nearest"  # between branches; in segmentation "bilinear", or "bilinear_twice" as in mmsegmentation
     align_corners: bool = False  # of the bilinear one
-    head_bias: bool = True  # of the convolutions before a norm in the classification head
+    head_bias: bool = True  # of the head's convolutions before a norm, where the original has one
     batch_norm_eps: float = 1e-5
 
     @property
@@ -85,10 +85,17 @@ def transition(xs: list[Array], p: Params, *, eps: float) -> list[Array]:
 
 @block
 def exchange(x: Array, p: Params, *, source: int, target: int, size: tuple[int, int], config: HRNetConfig) -> Array:
-    """Branch `source` as branch `target` takes it: 1x1 and upsampling to `size`, or 3x3 convolutions of stride 2."""
+    """Branch `source` as branch `target` takes it: 1x1 and upsampling to `size`, or 3x3 convolutions of stride 2.
+
+    "bilinear_twice" enlarges by a power of two and then, where that is another size, resizes to `size`.
+    """
     eps = config.batch_norm_eps
     if source > target:
         x = conv_bn(x, p[0], p[1], eps=eps)
+        if config.upsample == "bilinear_twice":
+            factor = 2 ** (source - target)
+            x = resize(x, size=(x.shape[2] * factor, x.shape[3] * factor), mode="bilinear", align_corners=False)
+            return x if x.shape[2:] == size else resize(x, size=size, mode="bilinear", align_corners=False)
         return resize(x, size=size, mode=config.upsample, align_corners=config.align_corners)
     for k in range(target - source):
         x = conv_bn(x, p[k][0], p[k][1], eps=eps, stride=2)

@@ -126,7 +126,7 @@ def ocr_parameters(config: HRNetConfig) -> Named:
     yield from backbone_parameters(config)
     yield from _pixel_classifier("aux_head", config)
     wide, narrow = REGION_WIDTH, KEY_WIDTH
-    yield from conv_bn_names("conv3x3_ocr.0", "conv3x3_ocr.1", (wide, sum(config.widths), 3, 3), bias=True)
+    yield from conv_bn_names("conv3x3_ocr.0", "conv3x3_ocr.1", (wide, sum(config.widths), 3, 3), config.head_bias)
     context = "ocr_distri_head.object_context_block"
     for name in ("f_pixel", "f_object"):
         yield from conv_bn_names(f"{context}.{name}.0", f"{context}.{name}.1.0", (narrow, wide, 1, 1))
@@ -139,5 +139,5 @@ def ocr_parameters(config: HRNetConfig) -> Named:
 
 def _pixel_classifier(name: str, config: HRNetConfig) -> Named:
     total = sum(config.widths)
-    yield from conv_bn_names(f"{name}.0", f"{name}.1", (total, total, 1, 1), bias=True)
+    yield from conv_bn_names(f"{name}.0", f"{name}.1", (total, total, 1, 1), config.head_bias)
     yield from affine(f"{name}.3", (config.num_classes, total, 1, 1))

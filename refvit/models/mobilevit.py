@@ -48,6 +48,7 @@ class MobileViTConfig:
     dilation_rule: str = "cvnets"  # what widens instead, as published; "timm" also widens the 3x3 convolutions of its blocks
     aspp_width: int = 256  # of DeepLabv3's pyramid, and the dilations in it
     rates: tuple[int, int, int] = (6, 12, 18)
+    align_corners: bool = False  # of the enlargement of its logits to the image, which is left to `infer`
 
     def __post_init__(self) -> None:
         if self.output_stride not in (8, 16, 32) or self.dilation_rule not in ("cvnets", "timm"):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from refvit.vision.pixels import Picture
 
 DRAWN = 50  # classes or boxes that a picture has room for
-VISIBLE = 0.3  # score from which a detected box is drawn
+VISIBLE = 0.3  # score from which a detected box is drawn: below, pictures are full of boxes that are there to be counted
 
 
 class Prediction(NamedTuple):
@@ -49,7 +49,7 @@ class Box(NamedTuple):
 
 
 class Answer(Protocol):
-    """What all answers can do. `k` limits how many classes, areas or boxes are named; people are always all there."""
+    """What all answers can do. `k` limits how many classes, areas or boxes are listed and how many classes are in the data."""
 
     task: ClassVar[str]
     reading: ClassVar[str]  # how a Result gives it
@@ -129,7 +129,7 @@ class LabelMap:
         return [f"{a.fraction:7.2%}  {name(a)}" for a in self.areas(k)]
 
     def to_dict(self, k: int) -> dict[str, Any]:
-        return {"areas": [a._asdict() for a in self.areas(k)]}
+        return {"areas": [a._asdict() for a in self.areas()]}
 
     def draw(self, picture: Picture, caption: str, k: int) -> Image:
         from refvit.vision.drawing import draw_map
@@ -150,7 +150,7 @@ class People:
     boxes: float64 (n, 4), x, y, width, height as they were given; the whole image if none were
     scores: float64 (n,), of the people
     indices: which of the given boxes these are; `suppressed` are the others
-    joints: names; limbs: pairs of joints that the skeleton connects
+    joints: names; limbs: pairs of joints that the skeleton connects; threshold: score above which a joint is drawn
     """
 
     task: ClassVar[str] = "pose"
@@ -162,6 +162,7 @@ class People:
     suppressed: tuple[int, ...]
     joints: tuple[str, ...] | None
     limbs: tuple[tuple[int, int], ...]
+    threshold: float = 0.2
 
     def brief(self) -> str:
         n = len(self.keypoints)
@@ -186,7 +187,7 @@ class People:
 
         sx, sy = _factors(picture)
         keypoints, boxes = self.keypoints * (sx, sy, 1), self.boxes * (sx, sy, sx, sy)
-        return draw_people(picture.pixels, keypoints, self.limbs, boxes, caption, joints=self.joints)
+        return draw_people(picture.pixels, keypoints, self.limbs, boxes, caption, joints=self.joints, threshold=self.threshold)
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,6 +24,7 @@ def default_labels(task: str, classes: int) -> tuple[str, ...] | None:
     known: dict[tuple[str, int], Callable[[], tuple[str, ...]]] = {
         ("classification", 1000): imagenet1k,
         ("segmentation", 19): lambda: palettes.names("cityscapes"),
+        ("segmentation", 20): lambda: palettes.names("lip"),
         ("segmentation", 21): lambda: palettes.names("voc"),
         ("segmentation", 150): lambda: palettes.names("ade20k"),
         ("detection", 81): lambda: ("background", *palettes.names("coco")),

@@ -104,7 +104,8 @@ def _inside(box: Box, scale: float, size: tuple[int, int]) -> Box | None:
 
 
 def _side(name: str) -> str:
-    return LEFT if name.startswith("left") else RIGHT if name.startswith("right") else MIDDLE
+    side = name.lower()
+    return LEFT if side.startswith("left") else RIGHT if side.startswith("right") else MIDDLE
 
 
 def _colour(index: int) -> tuple[int, ...]:

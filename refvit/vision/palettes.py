@@ -13,7 +13,7 @@ import numpy as np
 from refvit.errors import ConfigError
 from refvit.graph.ir import Array
 
-DATASETS = ("ade20k", "cityscapes", "coco", "voc")
+DATASETS = ("ade20k", "cityscapes", "coco", "lip", "voc")
 GOLDEN = (5**0.5 - 1) / 2  # of a circle: however many hues have been taken, the next is far from all of them
 TONES = ((0.95, 0.85), (0.80, 1.00), (0.60, 0.95))  # saturation and value, in turn
 
@@ -29,7 +29,8 @@ class Dataset(NamedTuple):
 def dataset(name: str) -> Dataset:
     """The classes of a data set.
 
-    "ade20k": 150, by the first of their names; "cityscapes": 19, by train id; "voc": background and 20 more; "coco": 80 things
+    "ade20k": 150, by the first of their names; "cityscapes": 19, by train id; "voc": background and 20 more; "lip": background
+    and 19 parts of people and their clothes; "coco": 80 things
     without the background, so that class 1 of a detector comes first. COCO has no usual colours; `vivid` gives them, by class.
     """
     if name not in DATASETS:

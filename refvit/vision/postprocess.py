@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from refvit.errors import ConfigError
 
@@ -36,6 +39,7 @@ class SegmentationPostprocess(Postprocess):
         mirror image is averaged before the exp; or "softmax", as mmsegmentation does, where windows are averaged before it
     window, window_stride: (h, w); what is larger is looked at through windows of this size, the last one shifted back inside.
         None: always as a whole
+    whole_up_to: at scales up to this there are no windows (HRNet on Cityscapes: 1)
     fill_window: smaller images are padded with black to the window (HRNet on Pascal Context)
     pad_multiple: the input is padded below and to the right with the mean colour so that its sides are multiples of this
     to_image: how scores at the size of the network's input come to the image's size, "bilinear" or "nearest" (cvnets)
@@ -46,14 +50,15 @@ class SegmentationPostprocess(Postprocess):
     average: str = "exp"
     window: tuple[int, int] | None = None
     window_stride: tuple[int, int] | None = None
+    whole_up_to: float = 0.0
     fill_window: bool = False
     pad_multiple: int = 1
     to_image: str = "bilinear"
 
     def __post_init__(self) -> None:
-        scales = self.scales
-        if not isinstance(scales, (list, tuple)) or not scales or not all(_real(s) and 0 < s <= MAX_SCALE for s in scales):
-            raise ConfigError(f"scales: numbers above 0 and up to {MAX_SCALE:g} expected, got {scales!r:.60}")
+        scales = list(self.scales) if isinstance(self.scales, (list, tuple, np.ndarray)) else []
+        if not scales or not all(_real(s) and 0 < s <= MAX_SCALE for s in scales):
+            raise ConfigError(f"scales: numbers above 0 and up to {MAX_SCALE:g} expected, got {self.scales!r:.60}")
         object.__setattr__(self, "scales", tuple(float(s) for s in scales))
         for field in ("window", "window_stride"):
             object.__setattr__(self, field, _size(field, getattr(self, field)))
@@ -62,10 +67,12 @@ class SegmentationPostprocess(Postprocess):
         if self.window and self.window_stride and any(s > w for s, w in zip(self.window_stride, self.window, strict=True)):
             raise ConfigError(f"window_stride: at most the window {self.window} expected, got {self.window_stride}")
         _switch(self, "flip", "fill_window")
+        _number(self, "whole_up_to", 0.0, MAX_SCALE)
         _choice("average", self.average, "exp", "softmax")
         _choice("to_image", self.to_image, "bilinear", "nearest")
-        if not isinstance(self.pad_multiple, int) or isinstance(self.pad_multiple, bool) or not 1 <= self.pad_multiple <= 1024:
+        if not _whole(self.pad_multiple, 1024):
             raise ConfigError(f"pad_multiple: a whole number from 1 to 1024 expected, got {self.pad_multiple!r}")
+        object.__setattr__(self, "pad_multiple", int(self.pad_multiple))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +130,12 @@ def names(task: str | None = None) -> list[str]:
     return [f.name for kind in kinds for f in dataclasses.fields(kind)]
 
 
+def replaced(fields: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields with others in their place. A stride was chosen for its window, and goes with it."""
+    kept = {k: v for k, v in fields.items() if k != "window_stride" or "window" not in changes}
+    return kept | dict(changes)
+
+
 def from_dict(task: str, fields: Mapping[str, Any]) -> Postprocess:
     """The post-processing of a task; fields that are missing have their published defaults. ConfigError for unknown ones."""
     kind = KINDS[task]
@@ -133,7 +146,11 @@ def from_dict(task: str, fields: Mapping[str, Any]) -> Postprocess:
 
 
 def _real(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _whole(value: object, most: int) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and 1 <= int(value) <= most
 
 
 def _number(post: Postprocess, field: str, least: float, most: float) -> None:
@@ -157,8 +174,7 @@ def _choice(field: str, value: object, *choices: str) -> None:
 def _size(field: str, given: Any) -> tuple[int, int] | None:
     if given is None:
         return None
-    pair = [given, given] if isinstance(given, int) else given
-    whole = isinstance(pair, (list, tuple)) and len(pair) == 2
-    if not whole or not all(isinstance(v, int) and not isinstance(v, bool) and 1 <= v <= 2**14 for v in pair):
+    pair = [given, given] if isinstance(given, numbers.Integral) else given
+    if not isinstance(pair, (list, tuple)) or len(pair) != 2 or not all(_whole(v, 2**14) for v in pair):
         raise ConfigError(f"{field}: pixels, one number or (height, width), expected, got {given!r:.60}")
-    return pair[0], pair[1]
+    return int(pair[0]), int(pair[1])

@@ -110,7 +110,10 @@ class Result:
         return answer
 
     def plot(self, k: int = 5) -> Image.Image:
-        """A picture of the answer, as a PIL image; of classes and areas the first k are named, at most 50."""
+        """A picture of the answer, as a PIL image. Of classes and areas the first k are named, at most 50.
+
+        Of boxes those with a score of 0.3 or more are drawn, of joints those above the post-processing's threshold.
+        """
         answer = self._answer
         assert self.picture is not None
         return answer.draw(self.picture, f"{self.provenance.get('model', '')}", k)
@@ -150,7 +153,7 @@ class Result:
         return path
 
     def to_dict(self, k: int = 5) -> dict[str, Any]:
-        """The answer as plain values: source, size, the answer or the error, notes, provenance."""
+        """The answer as plain values: source, size, k classes or all areas, people or boxes, or the error."""
         if self.answer is None:
             return {"source": self.source, "error": str(self.error), "provenance": dict(self.provenance)}
         assert self.picture is not None

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from refvit.errors import ConfigError, ImageError
+from refvit.errors import ImageError
 from refvit.graph.ir import Array
 from refvit.ops import resize
 from refvit.ops.resize import taps
@@ -46,7 +46,7 @@ class Views:
     normalisation are the mean colour, are added below and to the right.
     pairs: classes that change places in a mirror image
 
-    ConfigError for a pre-processing that crops, ImageError for a scale that makes the image too large.
+    ImageError for a scale that makes the image too large.
     """
 
     def __init__(
@@ -59,19 +59,18 @@ class Views:
         multiple: int = 1,
         pairs: tuple[tuple[int, int], ...] = (),
     ) -> None:
-        if preprocess.crop is not None:
-            raise ConfigError(f"crop: a map is of the whole image, so None expected, got {preprocess.crop}; resize instead")
         self.size, self.post, self.align_corners, self.pairs = pixels.shape[:2], post, align_corners, pairs
         self.views: list[View] = []
         self.inputs: list[Array] = []
         multiple = math.lcm(multiple, post.pad_multiple)
         for index, scale in enumerate(post.scales):
-            x = _scaled(pixels, preprocess, scale)
+            x = _scaled(pixels, preprocess, post, scale)
             size = x.shape[1], x.shape[2]
-            if post.window and post.fill_window:
+            window_size = None if scale <= post.whole_up_to else post.window
+            if window_size and post.fill_window:
                 black = -np.asarray(preprocess.mean, np.float32) / np.asarray(preprocess.std, np.float32)
-                x = padded(x, (max(size[0], post.window[0]), max(size[1], post.window[1])), black[:, None, None])
-            for corner, inner in _windows((x.shape[1], x.shape[2]), post):
+                x = padded(x, (max(size[0], window_size[0]), max(size[1], window_size[1])), black[:, None, None])
+            for corner, inner in _windows((x.shape[1], x.shape[2]), window_size, post.window_stride):
                 window = x[:, corner[0] : corner[0] + inner[0], corner[1] : corner[1] + inner[1]]
                 window = padded(window, (round_up(inner[0], multiple), round_up(inner[1], multiple)))
                 for mirrored in (False, True)[: 1 + post.flip]:
@@ -166,30 +165,31 @@ def resized_rows(
     return np.asarray(resize(y[None], size=(y.shape[1], size[1]), mode=mode, align_corners=align_corners)[0])
 
 
-def _scaled(pixels: Array, preprocess: Preprocess, scale: float) -> Array:
-    """The input at another scale: pre-processing resizes to another size, or else its result is resized (bilinear)."""
+def _scaled(pixels: Array, preprocess: Preprocess, post: SegmentationPostprocess, scale: float) -> Array:
+    """The input at another scale. HRNet's repositories resize the normalised image, mmsegmentation the pixels."""
     if scale == 1:
         return preprocess(pixels)
-    if preprocess.resize is not None:
+    if post.average == "softmax" and preprocess.resize is not None:
         return preprocess.scaled(scale)(pixels)
-    x = preprocess(pixels)
-    h, w = x.shape[1:]
-    long = int(max(h, w) * scale + 0.5)
+    h, w = preprocess.output_size(*pixels.shape[:2])
+    long = max(1, int(max(h, w) * scale + 0.5))
     short = max(1, int(min(h, w) * long / max(h, w) + 0.5))
     size = (long, short) if h >= w else (short, long)
     if long * short > MAX_PIXELS:
         raise ImageError(f"image: {w} x {h} pixels times {scale:g} is over {MAX_PIXELS} pixels in all; leave that scale out")
+    x = preprocess.replace(resize=None, longest=None, enlarge=None)(pixels)
     return np.asarray(resize(x[None], size=size, mode="bilinear", align_corners=False)[0])
 
 
-def _windows(size: tuple[int, int], post: SegmentationPostprocess) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
-    """Corner and size of every window."""
-    if post.window is None:
+def _windows(
+    size: tuple[int, int], window: tuple[int, int] | None, stride: tuple[int, int] | None
+) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
+    """Corner and size of every window; without one, the whole."""
+    if window is None:
         yield (0, 0), size
         return
-    stride = post.window_stride or post.window
     corners, inner = [], []
-    for s, w, step in zip(size, post.window, stride, strict=True):
+    for s, w, step in zip(size, window, stride or window, strict=True):
         count = max(0, math.ceil((s - w) / step)) + 1
         corners.append([max(0, min(k * step, s - w)) for k in range(count)])
         inner.append(min(s, w))

@@ -39,6 +39,18 @@ class Plan:
     notes: dict[str, Any] = field(default_factory=dict)
 
 
+def check(facts: Facts) -> None:
+    """ConfigError for options that no image could be answered with."""
+    pre, post = facts.preprocess, facts.postprocess
+    if pre.crop is not None and facts.task != "classification":
+        raise ConfigError(f"crop: {facts.task} answers for the whole image, so None expected, got {pre.crop}; resize instead")
+    if isinstance(post, PosePostprocess):
+        if pre.enlarge is not None or not isinstance(pre.resize, tuple):
+            raise ConfigError("pose estimation needs inputs of one size: give resize=(height, width) and enlarge=None")
+        if post.flip and not _pairs(facts):
+            raise ConfigError("flip: mirrored joints need names, left_... and right_...; give labels, or flip=False")
+
+
 def plan(facts: Facts, pixels: Array, boxes: Any = None) -> Plan:
     """The plan for an image, uint8 (h, w, 3). boxes: of the people in it, for pose estimation only."""
     post = facts.postprocess
@@ -60,9 +72,8 @@ def _classification(facts: Facts, pixels: Array) -> Plan:
 
 
 def _segmentation(facts: Facts, post: SegmentationPostprocess, pixels: Array) -> Plan:
-    pairs = joints.mirror_pairs(facts.labels) if facts.labels else ()
     align_corners, multiple = facts.align_corners, facts.multiple
-    views = Views(pixels, facts.preprocess, post, align_corners=align_corners, multiple=multiple, pairs=pairs)
+    views = Views(pixels, facts.preprocess, post, align_corners=align_corners, multiple=multiple, pairs=_pairs(facts))
 
     def finish(outputs: list[Array]) -> LabelMap:
         colours = palettes.palette(facts.labels, facts.classes)
@@ -73,13 +84,9 @@ def _segmentation(facts: Facts, post: SegmentationPostprocess, pixels: Array) ->
 
 
 def _pose(facts: Facts, post: PosePostprocess, pixels: Array, boxes: Any) -> Plan:
-    size = facts.preprocess.input_size
-    if size is None:
-        raise ConfigError("pose estimation needs inputs of one size: give resize=(height, width)")
+    size, pairs = facts.preprocess.input_size, _pairs(facts)
+    assert size is not None  # `check`
     given, confidence = _person_boxes(boxes, pixels)
-    pairs = joints.mirror_pairs(facts.labels) if facts.labels else ()
-    if post.flip and not pairs:
-        raise ConfigError("flip: mirrored joints need names, left_... and right_...; give labels, or flip=False")
     frames = [pose.frame(box, size, post.padding) for box in given]
     crops = [facts.preprocess(pose.crop(pixels, frame, size)) for frame in frames]
     inputs = crops + [x[:, :, ::-1] for x in crops] if post.flip else crops
@@ -87,7 +94,16 @@ def _pose(facts: Facts, post: PosePostprocess, pixels: Array, boxes: Any) -> Pla
     def finish(outputs: list[Array]) -> People:
         n = len(given)
         if not n:
-            return People(np.zeros((0, facts.classes, 3)), given, confidence, (), (), facts.labels, joints.limbs(facts.labels))
+            return People(
+                np.zeros((0, facts.classes, 3)),
+                given,
+                confidence,
+                (),
+                (),
+                facts.labels,
+                joints.limbs(facts.labels),
+                post.joint_threshold,
+            )
         heatmaps = np.stack(outputs[:n])
         if post.flip:
             heatmaps = (heatmaps + pose.flip_heatmaps(np.stack(outputs[n:]), pairs, shift=post.shift)) / 2
@@ -98,9 +114,23 @@ def _pose(facts: Facts, post: PosePostprocess, pixels: Array, boxes: Any) -> Pla
         kept = tuple(sorted(int(i) for i in keep))
         rest = tuple(i for i in range(n) if i not in kept)
         index = list(kept)
-        return People(found[index], given[index], scores[index], kept, rest, facts.labels, joints.limbs(facts.labels))
+        return People(
+            found[index],
+            given[index],
+            scores[index],
+            kept,
+            rest,
+            facts.labels,
+            joints.limbs(facts.labels),
+            post.joint_threshold,
+        )
 
     return Plan(inputs, finish)
+
+
+def _pairs(facts: Facts) -> tuple[tuple[int, int], ...]:
+    """Joints or classes that change places in a mirror."""
+    return joints.mirror_pairs(facts.labels) if facts.labels else ()
 
 
 def _person_boxes(boxes: Any, pixels: Array) -> tuple[Array, Array]:

@@ -7,27 +7,27 @@ import warnings
 from importlib.resources import as_file, files
 
 from refvit.errors import WeightsError
+from refvit.weights.hub import tags
 from refvit.weights.store import Weights, load
 
 DEFAULT = "mobilevit_xxs.cifar10"
 EMBEDDED = (DEFAULT,)
 
-ON_THE_HUB = ("mobilevit_xxs", "mobilevit_xs", "mobilevit_s")  # as https://huggingface.co/timm/NAME.cvnets_in1k
-
 
 def how_to_get(model: str) -> str:
     """What to do for weights of `model` that do not come with refvit."""
-    if model not in ON_THE_HUB:
-        return "give a safetensors file by weights=FILE (--weights)"
-    return (
-        f"timm's ImageNet weights are the model.safetensors of https://huggingface.co/timm/{model}.cvnets_in1k: download it "
-        f'and give model="{model}", weights="model.safetensors" (--model, --weights)'
-    )
+    file = "a file by weights=FILE (--weights)"
+    if not tags(model):
+        return f"give {file}"
+    names = [f"{model}.{tag}" for tag in tags(model)]
+    more = f" or another of {len(names)} tags in list_models()" if len(names) > 3 else ""
+    return f"name those of the Hugging Face hub, {', '.join(names[:3])}{more}, or give {file}"
 
 
 NOTICE = (
     f"{DEFAULT} is a demonstration: it knows ten classes (airplane, automobile, bird, cat, deer, dog, frog, horse, ship, "
-    f"truck) and no others. For 1000 classes, {how_to_get('mobilevit_s')}."
+    "truck) and no others. For 1000 classes name other weights, such as mobilevit_s.cvnets_in1k of the Hugging Face hub, or a "
+    "model and your own file; `refvit models` lists them."
 )
 
 

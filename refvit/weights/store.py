@@ -11,7 +11,8 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+import struct
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,11 @@ import numpy as np
 from refvit.errors import WeightsError
 from refvit.files import write_atomic
 from refvit.graph.ir import Array
+from refvit.weights.readers.safetensors import read_safetensors
 
 FORMAT_VERSION = 1
 DTYPES = ("float16", "float32", "float64")
+CODES = {"float16": "F16", "float32": "F32", "float64": "F64", "int64": "I64"}  # of the safetensors format
 
 
 @dataclass(frozen=True)
@@ -87,10 +90,8 @@ def save(weights: Weights, path: str | os.PathLike[str], *, dtype: str | None = 
 
     WeightsError if the dtype is unknown or a value does not fit into it.
     """
-    from safetensors.numpy import save as serialise
-
     path = Path(path)
-    params = dict(weights.params)
+    params = weights.params
     if dtype is not None:
         if dtype not in DTYPES:
             raise WeightsError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
@@ -104,28 +105,26 @@ def save(weights: Weights, path: str | os.PathLike[str], *, dtype: str | None = 
         "postprocess": dict(weights.postprocess),
         "labels": None if weights.labels is None else list(weights.labels),
         "source": dict(weights.source),
-        "sha256": digest(params),
+        "sha256": weights.sha256 if params is weights.params else digest(params),
     }
     header["header_sha256"] = _header_digest(header)
-    data = serialise({n: np.asarray(a, order="C") for n, a in params.items()}, {"refvit": json.dumps(header)})
-    write_atomic(path, data)
+    write_atomic(path, serialised(params, {"refvit": json.dumps(header)}))
     return path
 
 
-def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, Array], dict[str, str]]:
-    """Tensors (read-only) and metadata of any safetensors file; WeightsError for whatever is wrong with it."""
-    from safetensors import safe_open
-
-    path = Path(path)
-    if not path.is_file():
-        raise WeightsError(f"{path}: no such weights file" if not path.exists() else f"{path}: not a file")
-    try:
-        with safe_open(path, framework="numpy") as f:
-            metadata = dict(f.metadata() or {})
-            return {name: frozen(f.get_tensor(name)) for name in f.keys()}, metadata  # noqa: SIM118 - not a mapping
-    except Exception as error:  # SafetensorError, and AttributeError or TypeError for dtypes that NumPy lacks
-        hint = "; save its tensors by safetensors.torch.save_file first" if path.suffix in (".pth", ".pt", ".bin") else ""
-        raise WeightsError(f"{path}: not a readable safetensors file ({error}){hint}") from error
+def serialised(params: Mapping[str, Array], metadata: Mapping[str, str]) -> Iterator[bytes | memoryview]:
+    """A safetensors file in parts, so that nothing is held twice: header, then the tensors, wide items first for alignment."""
+    arrays = {n: np.asarray(params[n], order="C") for n in sorted(params, key=lambda n: (-params[n].itemsize, n))}
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    end = 0
+    for name, a in arrays.items():
+        start, end = end, end + a.nbytes
+        header[name] = {"dtype": CODES[a.dtype.name], "shape": list(a.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    yield struct.pack("<Q", len(text)) + text
+    for a in arrays.values():
+        yield a.astype(a.dtype.newbyteorder("<"), copy=False).reshape(-1).data
 
 
 def load(path: str | os.PathLike[str]) -> Weights | None:
@@ -134,8 +133,11 @@ def load(path: str | os.PathLike[str]) -> Weights | None:
     WeightsError if the file is corrupt, its digest is wrong or its format is newer than this version of refvit.
     """
     params, metadata = read_safetensors(path)
-    if "refvit" not in metadata:
-        return None
+    return parse(path, params, metadata) if "refvit" in metadata else None
+
+
+def parse(path: str | os.PathLike[str], params: Mapping[str, Array], metadata: Mapping[str, str]) -> Weights:
+    """Weights of the tensors and metadata that a file of refvit's holds; errors as in `load`."""
     try:
         header = json.loads(metadata["refvit"])
         version = header["format_version"]

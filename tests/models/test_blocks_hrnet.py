@@ -94,12 +94,12 @@ def transition(xs, p):
 
 
 def resize(x, size, rule):
-    """Pixel by pixel. "nearest" is for whole factors, "half" has pixels as areas, "corners" has the corners' centres meet."""
+    """Pixel by pixel. "nearest" is for whole factors; of "corners" the corners' centres meet, otherwise pixels are areas."""
 
     def source(i, old, new):
         if rule == "nearest":
             return i // (new // old), 0, 0.0
-        s = max(0.0, (i + 0.5) * old / new - 0.5) if rule == "half" else i * (old - 1) / max(1, new - 1)
+        s = max(0.0, (i + 0.5) * old / new - 0.5) if rule != "corners" else i * (old - 1) / max(1, new - 1)
         return int(s), min(int(s) + 1, old - 1), s - int(s)
 
     y = np.empty((*x.shape[:2], *size), x.dtype)
@@ -114,7 +114,11 @@ def resize(x, size, rule):
 
 def exchange(x, p, source, target, size, rule):
     if source > target:
-        return resize(norm(conv(x, p[0]), p[1]), size, rule)
+        x = norm(conv(x, p[0]), p[1])
+        if rule == "twice":
+            factor = (1, 2, 4, 8)[source - target]
+            x = resize(x, (factor * x.shape[2], factor * x.shape[3]), rule)
+        return resize(x, size, rule)
     for step in range(target - source):
         x = norm(conv(x, p[step][0], stride=2), p[step][1])
         x = relu(x) if step + 1 < target - source else x  # the last step is only summed
@@ -205,8 +209,9 @@ def ocr(x, p, rule):
 def config(rule, head="ocr"):
     """Branches of 2, 4, 8 and 16 channels, two blocks in each module, two modules in the last stage."""
     fields = {"layer1": (2, 2), "modules": (1, 1, 2), "blocks": 2, "num_classes": 3, "batch_norm_eps": EPS}
-    upsample = "nearest" if rule == "nearest" else "bilinear"
-    return hrnet.HRNetConfig(width=2, head=head, **fields, upsample=upsample, align_corners=rule == "corners")
+    upsample = {"nearest": "nearest", "twice": "bilinear_twice"}.get(rule, "bilinear")
+    fields |= {"upsample": upsample, "align_corners": rule == "corners", "head_bias": rule != "twice"}
+    return hrnet.HRNetConfig(width=2, head=head, **fields)
 
 
 ALL = draw(hrnet_heads.ocr_parameters(config("corners")))
@@ -236,6 +241,7 @@ def test_block(name, ours, loops, shape):
 
 UP = {"nearest": ((1, (2, 3), (4, 6)), (2, (1, 2), (4, 8)), (3, (2, 1), (16, 8)))}
 UP["half"] = UP["corners"] = ((1, (3, 4), (5, 7)), (2, (2, 3), (5, 9)), (3, (2, 1), (11, 8)))
+UP["twice"] = (*UP["half"], (1, (3, 4), (6, 8)), (2, (2, 3), (8, 9)))  # the second step changes both sides, none, or one
 DOWN = ((2, 3, (5, 6)), (1, 3, (7, 8)), (0, 3, (9, 5)), (0, 1, (4, 3)))  # all but the last step keep the width and end in ReLU
 CASES = [*((rule, s, 0, old, new) for rule in UP for s, old, new in UP[rule]), *(("half", *down, (0, 0)) for down in DOWN)]
 
@@ -248,8 +254,13 @@ def test_exchange(rule, source, target, old, new):
     check(ours, functools.partial(exchange, rule=rule, **attrs), normal(2, 2 << source, *old), flat)
 
 
+ODD_SIZES = ((9, 5), (5, 3), (3, 2))
+
+
 @pytest.mark.parametrize("outputs", [1, 2, 3])
-@pytest.mark.parametrize(("rule", "sizes"), [("nearest", ((8, 4), (4, 2), (2, 1))), ("corners", ((9, 5), (5, 3), (3, 2)))])
+@pytest.mark.parametrize(
+    ("rule", "sizes"), [("nearest", ((8, 4), (4, 2), (2, 1))), ("corners", ODD_SIZES), ("twice", ODD_SIZES)]
+)
 def test_module(rule, sizes, outputs):
     xs = [normal(2, 2 << r, *size, seed=r) for r, size in enumerate(sizes)]
     ours = functools.partial(hrnet.module, config=config(rule), outputs=outputs)
@@ -289,7 +300,11 @@ WHOLE = {
     "segmentation": lambda x, p, rule: pixel_classifier(features(x, p, rule), p["last_layer"]),
     "ocr": ocr,
 }
-ODD = [("segmentation", "half", 21, 38), ("segmentation", "corners", 21, 38), ("ocr", "corners", 14, 21)]
+ODD = [
+    *(("segmentation", rule, 21, 38) for rule in ("half", "corners", "twice")),
+    ("ocr", "corners", 14, 21),
+    ("ocr", "twice", 14, 21),
+]
 
 
 @pytest.mark.parametrize(("name", "rule", "h", "w"), [("pose", "nearest", 32, 64), *ODD])

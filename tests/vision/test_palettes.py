@@ -10,7 +10,7 @@ import pytest
 from refvit.errors import ConfigError
 from refvit.vision.palettes import DATASETS, colours, dataset, names, palette, vivid
 
-COUNTS = {"ade20k": 150, "cityscapes": 19, "coco": 80, "voc": 21}
+COUNTS = {"ade20k": 150, "cityscapes": 19, "coco": 80, "lip": 20, "voc": 21}
 
 
 @pytest.mark.parametrize("name", DATASETS)
@@ -37,6 +37,8 @@ def test_every_class_has_a_name_and_a_colour(name):
         ("cityscapes", 8, "vegetation", (107, 142, 35)),
         ("cityscapes", 11, "person", (220, 20, 60)),
         ("cityscapes", 18, "bicycle", (119, 11, 32)),
+        ("lip", 14, "Left-arm", (64, 128, 128)),
+        ("lip", 19, "Right-shoe", (128, 192, 0)),
         ("voc", 0, "background", (0, 0, 0)),
         ("voc", 1, "aeroplane", (128, 0, 0)),
         ("voc", 15, "person", (192, 128, 128)),
@@ -75,7 +77,7 @@ def test_ade20k_has_one_colour_twice():
 
 
 def test_an_unknown_data_set():
-    with pytest.raises(ConfigError, match="no data set 'kitti'; known are ade20k, cityscapes, coco, voc"):
+    with pytest.raises(ConfigError, match="no data set 'kitti'; known are ade20k, cityscapes, coco, lip, voc"):
         dataset("kitti")
 
 

@@ -130,10 +130,14 @@ def test_scales(average, flip):
 
 
 def test_scales_of_a_resizing_protocol_read_the_original_again():
+    """mmsegmentation resizes the pixels to each scale, HRNet's repositories the normalised image."""
     fit = KEEP.replace(resize=32, longest=100, interpolation="opencv_bilinear")
-    views = Views(picture(90, 120), fit, Post(scales=(1, 1.5)), align_corners=False)
+    views = Views(picture(90, 120), fit, Post(scales=(1, 1.5), average="softmax"), align_corners=False)
     assert [x.shape for x in views.inputs] == [(3, 32, 43), (3, 48, 64)]
     np.testing.assert_array_equal(views.inputs[1], fit.replace(resize=48, longest=150)(picture(90, 120)))
+    views = Views(picture(90, 120), fit, Post(scales=(1, 1.5)), align_corners=False)
+    expected = ops.resize(KEEP(picture(90, 120))[None], size=(48, 65), mode="bilinear", align_corners=False)[0]
+    np.testing.assert_array_equal(views.inputs[1], expected)
 
 
 @pytest.mark.parametrize("average", ["exp", "softmax"])
@@ -210,9 +214,23 @@ def test_many_classes_need_sixteen_bits():
     np.testing.assert_array_equal(found, logits.argmax(0))
 
 
-def test_a_crop_would_leave_the_rest_without_an_answer():
-    with pytest.raises(ConfigError, match="crop: a map is of the whole image"):
-        Views(picture(20, 20), KEEP.replace(crop=16), Post(), align_corners=False)
+def test_scales_that_are_looked_at_as_a_whole():
+    post = Post(scales=(0.5, 1, 2), window=(16, 16), whole_up_to=1)
+    views = Views(picture(20, 24), KEEP, post, align_corners=False).views
+    assert [(v.scale, v.inner) for v in views[:2]] == [(0, (10, 12)), (1, (20, 24))]
+    assert all(v.scale == 2 and v.inner == (16, 16) for v in views[2:]) and len(views) == 2 + 9
+
+
+def test_the_smallest_images_have_every_scale():
+    views = Views(picture(1, 1), KEEP, Post(scales=(0.001, 1, 2)), align_corners=False)
+    assert [x.shape for x in views.inputs] == [(3, 1, 1), (3, 1, 1), (3, 2, 2)]
+    assert views.label_map([network(x) for x in views.inputs]).shape == (1, 1)
+
+
+def test_numbers_of_numpy_are_numbers():
+    post = Post(scales=np.array([1, 1.5], np.float32), window=np.int64(64), pad_multiple=np.int32(8), whole_up_to=np.float32(1))
+    assert post == Post(scales=(1, 1.5), window=64, pad_multiple=8, whole_up_to=1.0)
+    assert all(type(v) is int for v in (*post.window, post.pad_multiple))
 
 
 def test_a_scale_that_is_too_large_is_said():

@@ -8,7 +8,7 @@ from refvit.vision import detection, joints, palettes, pose
 from refvit.vision.answers import Boxes, Classes, LabelMap, People
 from refvit.vision.postprocess import DetectionPostprocess, PosePostprocess, Postprocess, SegmentationPostprocess
 from refvit.vision.preprocess import Preprocess
-from refvit.vision.tasks import Facts, plan
+from refvit.vision.tasks import Facts, check, plan
 
 
 def preprocess(resize):
@@ -168,9 +168,10 @@ def test_a_box_beside_the_image_is_said(box):
 
 def test_flipping_needs_names():
     with pytest.raises(ConfigError, match="flip: mirrored joints need names"):
-        plan(facts("pose", PosePostprocess(), classes=3, labels=("a", "b", "c"), resize=SIZE), picture(50, 60))
+        check(facts("pose", PosePostprocess(), classes=3, labels=("a", "b", "c"), resize=SIZE))
     with pytest.raises(ConfigError, match="give resize="):
-        plan(facts("pose", PosePostprocess(), classes=17, labels=joints.COCO), picture(50, 60))
+        check(facts("pose", PosePostprocess(), classes=17, labels=joints.COCO))
+    check(facts("pose", PosePostprocess(flip=False), classes=3, resize=SIZE))
 
 
 # detection

@@ -327,11 +327,10 @@ def test_deeply_nested_metadata(tmp_path):
         load(tmp_path / "a.safetensors")
 
 
-@pytest.mark.parametrize("dtype", ["BF16", "F8_E4M3"])
-def test_a_dtype_that_numpy_lacks(tmp_path, dtype):
-    header = json.dumps({"a": {"dtype": dtype, "shape": [8], "data_offsets": [0, 16 if dtype == "BF16" else 8]}}).encode()
+def test_a_dtype_that_numpy_lacks(tmp_path):
+    header = json.dumps({"a": {"dtype": "F8_E4M3", "shape": [8], "data_offsets": [0, 8]}}).encode()
     path = tmp_path / "a.safetensors"
-    path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(16 if dtype == "BF16" else 8))
+    path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(8))
     with pytest.raises(WeightsError, match=r"a\.safetensors"):
         load(path)
 

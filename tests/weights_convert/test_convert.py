@@ -46,7 +46,7 @@ def test_the_published_checkpoint(xxs):
     assert len(weights.labels) == 1000
     assert weights.labels[:2] == ("tench, Tinca tinca", "goldfish, Carassius auratus")
     assert weights.source["layout"] == "mobilevit.timm"
-    assert "assumed" in weights.source["labels"]
+    assert {"labels", "resize", "mean", "channel_order"} <= set(weights.source["assumed"])
     # timm's default_cfg of these checkpoints: crop_pct 0.9 of 256, bicubic, mean 0, std 1, RGB
     assert weights.preprocess == {
         "resize": 284,
@@ -180,7 +180,7 @@ def test_integers_are_refused(xxs, dtype):
 @pytest.mark.parametrize("state", [{}, {"patch_embed.proj.weight": np.zeros(1)}, {"module.stem.conv.weight": np.zeros(1)}])
 def test_an_unknown_layout_names_the_known_ones(state):
     text = told(state)
-    assert "mobilevit.timm" in text
+    assert "nearest is vit.timm, which has blocks.0.attn.qkv.weight" in text or "deit, hrnet, hrvit, mobilevit, vit" in text
     assert f"{len(state)} tensors" in text
     assert all(name in text for name in state)
 
@@ -221,7 +221,7 @@ def test_a_file_and_its_sha256(xxs, tmp_path):
 def test_errors_name_the_file(xxs, tmp_path):
     path = tmp_path / "vit.safetensors"
     save_file({"a": np.zeros(1, np.float32)}, path)
-    with pytest.raises(WeightsError, match=r"vit\.safetensors: the layout is not one of .*mobilevit\.timm"):
+    with pytest.raises(WeightsError, match=r"vit\.safetensors: the layout is not one of the \d+ known"):
         convert_file(path)
     with pytest.raises(WeightsError, match=r"none\.safetensors: no such weights file"):
         convert_file(tmp_path / "none.safetensors")

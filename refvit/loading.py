@@ -1,0 +1,143 @@
+"""From names, files and arrays to weights, with single fields replaced where the caller says so."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from refvit.errors import ConfigError, UnknownModelError, WeightsError
+from refvit.graph.ir import Array
+from refvit.models import architecture, matching
+from refvit.vision import postprocess
+from refvit.vision.labels import check_labels, read_labels
+from refvit.vision.preprocess import Preprocess
+from refvit.weights.embedded import DEFAULT, EMBEDDED, how_to_get, load_embedded
+from refvit.weights.hub import fetch, known
+from refvit.weights.readers.checkpoint import read_checkpoint
+from refvit.weights.store import Weights, parse
+
+Labels = Sequence[str] | str | os.PathLike[str]
+WeightsSource = str | os.PathLike[str] | Mapping[str, Array]
+OPTIONS = (  # of `infer` and `load`, beside the fields
+    "image", "model", "weights", "backend", "dtype", "device", "threads", "boxes", "batch_size", "allow_url", "labels",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Overrides:
+    """Fields that replace those of the weights, by where they belong."""
+
+    preprocess: dict[str, Any]
+    postprocess: dict[str, Any]
+    config: dict[str, Any]
+
+    def apply(self, found: Weights) -> Weights:
+        """To weights in refvit's own format. ConfigError for a field that does not belong to the model."""
+        arch = architecture(found.model)
+        if unknown := [name for name in self.config if name not in arch.options]:
+            raise ConfigError(f"{', '.join(unknown)}: no option of {found.model}; its are {', '.join(arch.options) or 'none'}")
+        given = {*self.config, *self.preprocess, *self.postprocess}
+        source = {k: v for k, v in found.source.items() if k not in given}
+        if "assumed" in source:
+            source["assumed"] = [name for name in source["assumed"] if name not in given]
+        return dataclasses.replace(
+            found,
+            preprocess=Preprocess.from_dict(found.preprocess).replace(**self.preprocess).to_dict(),
+            postprocess=postprocess.from_dict(arch.task, postprocess.replaced(found.postprocess, self.postprocess)).to_dict(),
+            config={**found.config, **self.config},
+            source=source,
+        )
+
+
+def check_options(fields: Mapping[str, Any]) -> None:
+    """ConfigError for fields that are none, before anything is read."""
+    sort(fields)
+
+
+def sort(fields: Mapping[str, Any]) -> Overrides:
+    """Whose field each is; ConfigError suggests what was meant by a name that is nobody's."""
+    places = Overrides({}, {}, {})
+    owners = [
+        ([f.name for f in dataclasses.fields(Preprocess)], places.preprocess),
+        (postprocess.names(), places.postprocess),
+        ([name for arch in matching("*") for name in arch.options], places.config),
+    ]
+    for name, value in fields.items():
+        place = next((place for names, place in owners if name in names), None)
+        if place is None and name in OPTIONS:
+            raise ConfigError(f"{name}: an argument of its own, of infer and not of load, or given twice")
+        if place is None:
+            known = list(OPTIONS)
+            known += [name for names, _ in owners for name in names if name not in known]
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(dict.fromkeys(known))}"
+            raise ConfigError(f"unknown option {name!r}; {hint}")
+        place[name] = value
+    return places
+
+
+def find(model: str | None, weights: WeightsSource | None, overrides: Overrides, *, tag: str = "", **reading: Any) -> Weights:
+    """The weights that `refvit.load(model, weights)` means.
+
+    tag: what weights of a foreign layout are called, where the name does not say it
+    reading: key and check_crc of `read_checkpoint`
+    """
+    if not isinstance(model, (str, type(None))):
+        raise ConfigError(f"model: a name from list_models() expected, got {type(model).__name__}")
+    if not isinstance(weights, (str, os.PathLike, Mapping, type(None))):
+        raise ConfigError(f"weights: a file, a folder or a dict of arrays expected, got {type(weights).__name__}")
+    if model is None and weights is None:
+        model = DEFAULT
+    name, _, given_tag = (model or "").partition(".")
+    if model is not None:
+        architecture(name)  # an unknown name is the first thing to say
+    if weights is None:
+        assert model is not None
+        return overrides.apply(_by_tag(model))
+    from weights_convert import convert, convert_checkpoint
+
+    options = {"model": name or None, "tag": given_tag or tag, **vars(overrides)}
+    taken = WeightsError(f"{model} is the name of weights that come with refvit; give {name} or another tag with weights")
+    if isinstance(weights, Mapping):
+        if model in EMBEDDED:
+            raise taken
+        return convert(weights, **options)
+    checkpoint = read_checkpoint(weights, **reading)
+    if "refvit" not in checkpoint.metadata:
+        if model in EMBEDDED:
+            raise taken
+        return convert_checkpoint(checkpoint, folder=Path(weights), **options)
+    found = parse(checkpoint.file, checkpoint.tensors, checkpoint.metadata)
+    if model is not None and (name != found.model or given_tag not in ("", found.tag)):
+        raise WeightsError(f"{checkpoint.file}: holds the weights of {found.name}, not of {model}")
+    return overrides.apply(found)
+
+
+def _by_tag(name: str) -> Weights:
+    """Weights that need no file: embedded, or of the hub."""
+    if name in EMBEDDED:
+        return load_embedded(name)
+    model, dot, _ = name.partition(".")
+    if known(name):
+        return fetch(name)
+    if dot:
+        raise UnknownModelError(f"{name}: refvit knows no such weights; {how_to_get(model)}")
+    raise WeightsError(f"{name}: its weights do not come with refvit; {how_to_get(name)}")
+
+
+def named(weights: Weights, labels: Labels) -> Weights:
+    """The same with other names of the classes, given or in a file."""
+    names = check_labels(read_names(labels), weights.config["num_classes"])
+    source = dict(weights.source)
+    if "assumed" in source:
+        source["assumed"] = [name for name in source["assumed"] if name != "labels"]
+    return dataclasses.replace(weights, labels=names, source=source)
+
+
+def read_names(labels: Labels) -> Sequence[str]:
+    """Names of classes, read if they are in a file."""
+    return read_labels(labels) if isinstance(labels, (str, os.PathLike)) else labels

@@ -1,0 +1,93 @@
+"""Any weights file or folder: which format it is, told by its content and never by its name, and what is in it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from refvit.errors import WeightsError
+from refvit.graph.ir import Array
+from refvit.weights.readers.limits import opened
+from refvit.weights.readers.npz import read_npz
+from refvit.weights.readers.safetensors import read_safetensors
+from refvit.weights.readers.shards import read_shards
+from refvit.weights.readers.torch_legacy import read_torch_legacy
+from refvit.weights.readers.torch_state import state_of
+from refvit.weights.readers.torch_zip import read_torch_zip
+
+HEAD = 512
+LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the pickled magic number
+REFUSED = (  # first bytes, and what such a file is
+    (b"\x89HDF", "an HDF5 file (Keras); export it to safetensors"),
+    (b"\x08\x07", "an ONNX model; convert the checkpoint that it was exported from"),
+    (b"\x08\x08", "an ONNX model; convert the checkpoint that it was exported from"),
+    (b"\x1f\x8b", "compressed by gzip; unpack it first"),
+    (b"<!DOC", "a web page; download the file itself"),
+    (b"<html", "a web page; download the file itself"),
+)
+IN_A_FOLDER = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "diffusion_pytorch_model.safetensors")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """tensors by name; format is "safetensors", "shards", "npz" or "torch"; metadata as the file has it, text to text.
+
+    file: what was read, in a folder one of its files; sha256: of that file
+    wrappers: the keys that led to the tensors in a nested PyTorch file
+    """
+
+    file: Path
+    format: str
+    sha256: str
+    tensors: Mapping[str, Array]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    wrappers: tuple[str, ...] = ()
+
+
+def read_checkpoint(path: str | os.PathLike[str], *, key: str | None = None, check_crc: bool = True) -> Checkpoint:
+    """Read a file, or a folder as the Hugging Face hub has them. Nothing in it is executed.
+
+    key: which of several nested checkpoints of a PyTorch file
+    check_crc: False accepts a PyTorch file that was written without checksums
+
+    WeightsError says what is wrong and what to do.
+    """
+    path = Path(path)
+    if path.is_dir():
+        found = [path / name for name in IN_A_FOLDER if (path / name).is_file()]
+        if not found:
+            raise WeightsError(f"{path}: a folder with none of {', '.join(IN_A_FOLDER)}; give the weights file itself")
+        path = found[0]
+    with opened(path) as (f, size):
+        if not size:
+            raise WeightsError(f"{path}: empty (0 bytes); copy or download it again")
+        head = f.read(HEAD)
+        f.seek(0)
+        sha256 = hashlib.file_digest(f, "sha256").hexdigest()
+    for start, what in REFUSED:
+        if head.startswith(start):
+            raise WeightsError(f"{path}: {what}")
+    if head[:4] == b"PK\x03\x04":
+        if _is_npz(head):
+            return Checkpoint(path, "npz", sha256, read_npz(path))
+        tensors, wrappers = state_of(read_torch_zip(path, check_crc=check_crc), key=key)
+        return Checkpoint(path, "torch", sha256, tensors, wrappers=tuple(wrappers))
+    if head.startswith(LEGACY) or head[257:262] == b"ustar":
+        tensors, wrappers = state_of(read_torch_legacy(path), key=key)
+        return Checkpoint(path, "torch", sha256, tensors, wrappers=tuple(wrappers))
+    if head[:1] == b"{":
+        tensors, metadata = read_shards(path)
+        return Checkpoint(path, "shards", sha256, tensors, metadata)
+    if head[8:9] == b"{":
+        tensors, metadata = read_safetensors(path)
+        return Checkpoint(path, "safetensors", sha256, tensors, metadata)
+    raise WeightsError(f"{path}: none of safetensors, .npz and PyTorch; it begins with {head[:8]!r}")
+
+
+def _is_npz(head: bytes) -> bool:
+    """By the name of the first entry: every one of an .npz ends in .npy, none of a PyTorch file does."""
+    length = int.from_bytes(head[26:28], "little")
+    return head[30 : 30 + length].endswith(b".npy")

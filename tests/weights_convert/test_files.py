@@ -1,0 +1,204 @@
+"""Every seeded checkpoint as a file of every format, converted, and giving the original's outputs; `refvit convert`."""
+
+import importlib.util
+import json
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import refvit
+from refvit import ops
+from refvit.cli import main
+from refvit.errors import WeightsError
+from refvit.weights import store
+from refvit.weights.readers.checkpoint import read_checkpoint
+
+_spec = importlib.util.spec_from_file_location("handmade", Path(__file__).parents[1] / "weights" / "readers" / "handmade.py")
+handmade = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(handmade)
+
+BOUND = 1e-10
+CASES = {  # fixture: model, how the original's outputs follow from ours
+    "vit_tiny_patch16_224.timm": ("vit_tiny_patch16_224", None),
+    "vit_tiny_patch16_224.transformers.float64": ("vit_tiny_patch16_224", None),
+    "vit_tiny_patch16_224.jax.float64": ("vit_tiny_patch16_224", None),
+    "deit_tiny_distilled_patch16_224": ("deit_tiny_distilled_patch16_224", None),
+    "mobilevit_xxs.timm": (None, None),
+    "mobilevit_xxs.cvnets": (None, None),
+    "mobilevit_xxs.transformers": (None, None),
+    "mobilevit_xxs_deeplabv3.cvnets": (
+        None,
+        lambda y: {"output": ops.resize(y, size=(256, 256), mode="bilinear", align_corners=False)},
+    ),
+    "mobilevit_xxs_ssdlite.cvnets": (None, lambda y: {"[0]": y["scores"], "[1]": y["boxes"]}),
+    "hrnet_w18_small": (None, None),
+    "hrnet_w18_small_seg": (None, None),
+    "hrvit_b1": (None, None),
+    "hrvit_b1_segformer": (None, None),
+}
+
+
+def torch_file(state, legacy=False):
+    """What torch.save writes of a state dict, made by hand."""
+    kinds = {"float32": "FloatStorage", "int64": "LongStorage"}
+    pairs, storages = [], {}
+    for i, (name, a) in enumerate(state.items()):
+        strides = tuple(s // a.itemsize for s in np.asarray(a, order="C").strides)
+        source = handmade.storage(str(i), a.size, kinds[a.dtype.name], legacy=legacy)
+        pairs.append((handmade.text(name), handmade.tensor(source, a.shape, strides)))
+        storages[str(i)] = a.tobytes()
+    body = handmade.pickle(handmade.mapping(pairs))
+    if legacy:
+        return handmade.torch_legacy(body, {str(i): (a.size, a.tobytes()) for i, a in enumerate(state.values())})
+    return handmade.torch_zip(body, storages)
+
+
+def write(state, path):
+    if path.suffix == ".safetensors":
+        save_file({k: np.asarray(v, order="C") for k, v in state.items()}, path)
+    elif path.suffix == ".npz":
+        np.savez(path, **state)
+    else:
+        path.write_bytes(torch_file(state, legacy=path.suffix == ".pt"))
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".npz", ".pth", ".pt"])
+@pytest.mark.parametrize("fixture", CASES)
+def test_every_format_gives_the_same_tensors(golden, tmp_path, fixture, suffix):
+    state = golden(fixture).state()
+    found = read_checkpoint(write(state, tmp_path / f"a{suffix}"))
+    assert found.tensors.keys() == state.keys()
+    for name, a in state.items():
+        np.testing.assert_array_equal(found.tensors[name], a, strict=True)
+
+
+@pytest.mark.parametrize(
+    ("fixture", "suffix"), [(f, (".pth", ".npz", ".safetensors", ".pt")[i % 4]) for i, f in enumerate(CASES)]
+)
+def test_a_file_gives_the_originals_outputs(golden, tmp_path, fixture, suffix):
+    case, (model, outputs) = golden(fixture), CASES[fixture]
+    loaded = refvit.load(model, write(case.state(), tmp_path / f"a{suffix}"), dtype="float64")
+    y = loaded(case.input())
+    assert case.check(outputs(y) if outputs else {"output": y}) < BOUND
+    kept = refvit.load(None, store.save(loaded._weights, tmp_path / "kept.safetensors"), dtype="float64")
+    assert kept._weights.sha256 == loaded._weights.sha256 and kept.config == loaded.config
+
+
+def test_a_wrapped_file_says_so(xxs, tmp_path):
+    parts = dict(xxs)
+    path = tmp_path / "best.pth"
+    path.write_bytes(torch_file({f"module.{k}": v for k, v in parts.items()}))
+    weights = refvit.load("mobilevit_xxs", path)._weights
+    assert weights.source["key"] == "module." and weights.source["file"] == "best.pth"
+
+
+# the command line
+
+
+@pytest.fixture
+def run(capsys):
+    def call(*args):
+        try:
+            code = main([str(a) for a in args])
+        except SystemExit as stop:
+            code = stop.code
+        out, err = capsys.readouterr()
+        assert "Traceback" not in out + err
+        return code, out, err
+
+    return call
+
+
+def test_convert_reports_and_writes(run, xxs, tmp_path):
+    source, target = write(xxs, tmp_path / "model.pth"), tmp_path / "out.safetensors"
+    code, out, err = run("convert", source, "-o", target, "--tag", "mine", "--dtype", "float16")
+    assert code == 0 and f"saved {target}" in err
+    rows = dict(line.split(None, 1) for line in out.splitlines() if not line.startswith(" "))
+    assert rows["model"] == "mobilevit_xxs.mine" and "1,272,024 parameters, float16" in rows["tensors"]
+    assert "1x3x128x128 -> output 1x1000" in rows["self-check"]
+    loaded = refvit.load(None, target)
+    assert rows["sha256"] == loaded._weights.sha256 and loaded._weights.params["stem.conv.weight"].dtype == np.float16
+    assert loaded.name == "mobilevit_xxs.mine" and loaded._weights.source["file"] == "model.pth"
+
+
+def test_without_a_target_nothing_is_written(run, xxs, tmp_path):
+    source = write(xxs, tmp_path / "model.npz")
+    code, out, err = run("convert", source, "--json", "--no-check")
+    found = json.loads(out)
+    assert code == 0 and "nothing was written" in err and "self_check" not in found
+    assert found["parameters"] == 1_272_024 and found["source"]["layout"] == "mobilevit.timm"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.npz"]
+
+
+def test_options_are_remembered(run, xxs, tmp_path):
+    (tmp_path / "classes.json").write_text(json.dumps([f"c{i}" for i in range(1000)]))
+    target = tmp_path / "o.safetensors"
+    options = ("--resize", "256", "--crop", "224", "--mean", "1", "2", "3", "--channel-order", "bgr")
+    code, *_ = run("convert", write(xxs, tmp_path / "best.pth"), "-o", target, "--labels", tmp_path / "classes.json", *options)
+    model = refvit.load(None, target)
+    assert code == 0 and model.labels[7] == "c7" and model.preprocess.channel_order == "bgr"
+    assert (model.preprocess.resize, model.preprocess.crop, model.preprocess.mean) == (256, 224, (1.0, 2.0, 3.0))
+
+
+def test_to_another_layout_and_back(run, xxs, tmp_path):
+    target, back = tmp_path / "cvnets.safetensors", tmp_path / "back.safetensors"
+    code, out, _ = run("convert", write(xxs, tmp_path / "a.pth"), "--to", "cvnets", "-o", target)
+    assert code == 0 and "written as" in out
+    assert "conv_1.block.conv.weight" in load_file(target)
+    assert run("convert", target, "--to", "timm", "-o", back)[0] == 0
+    again = load_file(back)
+    for name, a in xxs.items():
+        np.testing.assert_array_equal(again[name], a)
+
+
+def test_nan_is_found(run, xxs, tmp_path):
+    bad = dict(xxs) | {"stem.conv.weight": np.full_like(xxs["stem.conv.weight"], np.nan)}
+    code, _, err = run("convert", write(bad, tmp_path / "a.pth"), "-o", tmp_path / "b.safetensors")
+    assert code == 2 and "stem.conv.weight: NaN or infinite values in 1 tensors" in err
+    assert not (tmp_path / "b.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\x89HDF\r\n\x1a\n" + b"x" * 600, "an HDF5 file"),
+        (b"<!DOCTYPE html>" + b" " * 600, "a web page"),
+        (zlib.compress(b"x" * 900), "none of safetensors, .npz and PyTorch"),
+        (b"", "empty (0 bytes)"),
+        (b"\x1f\x8b" + b"x" * 600, "gzip"),
+    ],
+)
+def test_other_files_are_told_apart(run, tmp_path, content, message):
+    (tmp_path / "a.pth").write_bytes(content)
+    code, _, err = run("convert", tmp_path / "a.pth")
+    assert code == 2 and message in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("-o", "x.pth"), "ending in .safetensors expected"),
+        (("--to", "timm"), "--to: needs -o"),
+        (("--to", "keras", "-o", "x.safetensors"), "keras"),
+        (("--model", "vit_tiny_patch16_224"), "not vit_tiny_patch16_224"),
+        (("--dtype", "int8"), "int8"),
+        (("--set", "colour=1"), "unknown option 'colour'"),
+        (("--key", "ema"), "ema"),
+    ],
+)
+def test_bad_arguments(run, xxs, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run("convert", write(xxs, tmp_path / "a.pth"), *arguments)
+    assert code == 2 and message in err
+    assert [p.name for p in tmp_path.iterdir()] == ["a.pth"]
+
+
+def test_a_file_that_is_not_there(run, tmp_path):
+    code, _, err = run("convert", tmp_path / "gone.pth")
+    assert code == 2 and "no such weights file" in err
+    with pytest.raises(WeightsError, match="no such weights file"):
+        refvit.load("mobilevit_xxs", tmp_path / "gone.pth")

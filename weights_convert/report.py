@@ -1,0 +1,91 @@
+"""What a conversion found, and whether the result computes."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from refvit.errors import RefvitError, WeightsError
+from refvit.models import architecture, config_from_dict
+from refvit.weights.params import Params
+from refvit.weights.store import Weights
+
+SIDE = 128  # of the self-check's input, where a network takes any: that of a street scene would take minutes
+
+
+def self_check(weights: Weights) -> dict[str, Any]:
+    """Run the NumPy definition in float32 on a seeded input. Says its shape, and shape and range of every output.
+
+    WeightsError if a tensor or an output holds NaN or infinite values.
+    """
+    if bad := [name for name, a in weights.params.items() if not np.isfinite(a).all()]:
+        raise WeightsError(f"{', '.join(bad[:5])}: NaN or infinite values in {len(bad)} tensors; the checkpoint is damaged")
+    arch = architecture(weights.model)
+    config = config_from_dict(arch.config, weights.config)
+    sizes = [s if hasattr(config, "image_size") else min(s, SIDE) for s in arch.input_size]
+    x = np.random.default_rng(0).standard_normal((1, 3, *sizes)).astype(np.float32)
+    with np.errstate(all="ignore"):  # what overflows is said below
+        y = arch.forward(x, Params(weights.astype("float32")), config=config)
+    outputs = y if isinstance(y, dict) else {"output": y}
+    for name, a in outputs.items():
+        if not np.isfinite(a).all():
+            raise WeightsError(
+                f"{weights.name}: {name} holds NaN or infinite values for a seeded input; the weights do not fit"
+            )
+    ranges = {n: {"shape": list(a.shape), "least": float(a.min()), "most": float(a.max())} for n, a in outputs.items()}
+    return {"input": [1, 3, *sizes], "outputs": ranges}
+
+
+def report(weights: Weights, *, check: bool = True) -> dict[str, Any]:
+    """Model, source, counts, digest, what was recorded, and the self-check, as plain values.
+
+    check: False leaves the self-check out. An input that the check cannot be run on is said and no error.
+    """
+    found: dict[str, Any] = {
+        "model": weights.name,
+        "source": dict(weights.source),
+        "tensors": len(weights.params),
+        "parameters": sum(
+            math.prod(a.shape) for n, a in weights.params.items() if not n.endswith((".running_mean", ".running_var"))
+        ),
+        "dtypes": sorted({a.dtype.name for a in weights.params.values()}),
+        "sha256": weights.sha256,
+        "config": dict(weights.config),
+        "preprocess": dict(weights.preprocess),
+        "postprocess": dict(weights.postprocess),
+        "labels": None if weights.labels is None else len(weights.labels),
+    }
+    if check:
+        try:
+            found["self_check"] = self_check(weights)
+        except WeightsError:
+            raise
+        except RefvitError as error:
+            found["self_check"] = {"skipped": str(error)}
+    return found
+
+
+def lines(found: dict[str, Any]) -> list[str]:
+    """A report as text."""
+    rows = [
+        ("model", found["model"]),
+        ("tensors", f"{found['tensors']}, {found['parameters']:,} parameters, {' and '.join(found['dtypes'])}"),
+        ("sha256", found["sha256"]),
+        ("labels", "none" if found["labels"] is None else f"{found['labels']} names"),
+    ]
+    for part in ("source", "config", "preprocess", "postprocess"):
+        rows += [(part if i == 0 else "", f"{k}: {v}") for i, (k, v) in enumerate(found[part].items())]
+    exported = found.get("exported", {"notes": []})
+    rows += [
+        ("written as" if i == 0 else "", text) for i, text in enumerate((exported.get("layout"), *exported["notes"])) if text
+    ]
+    check = found.get("self_check", {})
+    if "skipped" in check:
+        rows.append(("self-check", f"not run: {check['skipped']}"))
+    for name, y in check.get("outputs", {}).items():
+        sizes = "x".join(map(str, check["input"]))
+        rows.append(("self-check", f"{sizes} -> {name} {'x'.join(map(str, y['shape']))}, {y['least']:.4g} to {y['most']:.4g}"))
+    width = max(len(head) for head, _ in rows)
+    return [f"{head:<{width}}  {text}" for head, text in rows]

@@ -1,0 +1,134 @@
+"""What lies beside the tensors in a folder of the Hugging Face hub: config.json and preprocessor_config.json.
+
+They decide what the tensors leave open: names of classes, eps, GELU, sizes and normalisation. Two dialects are understood,
+that of transformers and that of timm; a field that refvit cannot honour is an error and not ignored.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from refvit.errors import WeightsError
+
+GELU = {"gelu": "none", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu_fast": "tanh"}
+FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box"}  # Pillow's numbers
+DENSE = {"output_stride": "output_stride", "atrous_rates": "rates"}
+LIMIT = 2**24  # bytes of such a file
+
+
+@dataclass(frozen=True)
+class Sidecar:
+    """Arguments of `convert` that the files tell; what they do not tell is left out."""
+
+    labels: tuple[str, ...] | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
+    preprocess: Mapping[str, Any] = field(default_factory=dict)
+
+
+def read_sidecar(folder: Path) -> Sidecar:
+    """The files of a folder; an empty answer if there are none. WeightsError for what cannot be read or honoured."""
+    config = _read(folder / "config.json")
+    processor = _read(folder / "preprocessor_config.json")
+    if "pretrained_cfg" in config or "architecture" in config:
+        return _timm(config, folder / "config.json")
+    return _transformers(config, processor, folder)
+
+
+def _timm(config: Mapping[str, Any], path: Path) -> Sidecar:
+    cfg = {**config, **config.get("pretrained_cfg", {})}
+    labels = config.get("label_names") or cfg.get("label_names")
+    preprocess: dict[str, Any] = {name: cfg[name] for name in ("mean", "std", "interpolation") if name in cfg}
+    if "input_size" in cfg:
+        size = cfg["input_size"][-1]
+        ratio = cfg.get("crop_pct") or 1.0
+        mode = cfg.get("crop_mode") or "center"
+        if cfg["input_size"] != [3, size, size] or mode not in ("center", "squash"):
+            raise WeightsError(f"{path}: input_size {cfg['input_size']} with crop_mode {mode!r} is not among what refvit does")
+        scaled = math.floor(size / ratio)
+        preprocess |= {"resize": [scaled, scaled] if mode == "squash" else scaled, "crop": size}
+    return Sidecar(labels=None if labels is None else tuple(labels), preprocess=preprocess)
+
+
+def _transformers(config: Mapping[str, Any], processor: Mapping[str, Any], folder: Path) -> Sidecar:
+    labels = None
+    if "id2label" in config:
+        names = config["id2label"]
+        if not isinstance(names, dict) or set(names) != {str(i) for i in range(len(names))}:
+            raise WeightsError(f"{folder / 'config.json'}: id2label must name the classes 0 to n - 1")
+        labels = tuple(str(names[str(i)]) for i in range(len(names)))
+        if labels == tuple(f"LABEL_{i}" for i in range(len(labels))):
+            labels = None  # what transformers writes where nobody gave names
+    found: dict[str, Any] = {}
+    if config.get("model_type") in ("vit", "deit"):
+        if "layer_norm_eps" in config:
+            found["layer_norm_eps"] = config["layer_norm_eps"]
+        if "hidden_act" in config:
+            if config["hidden_act"] not in GELU:
+                known = ", ".join(GELU)
+                raise WeightsError(f"{folder / 'config.json'}: hidden_act {config['hidden_act']!r}; refvit's ViT knows {known}")
+            found["gelu"] = GELU[config["hidden_act"]]
+    if "MobileViTForSemanticSegmentation" in (config.get("architectures") or []):
+        found |= {ours: config[theirs] for theirs, ours in DENSE.items() if theirs in config}
+    return Sidecar(labels=labels, config=found, preprocess=_processor(processor, folder / "preprocessor_config.json"))
+
+
+def _processor(values: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """transformers' image processor as fields of Preprocess; only what the file says."""
+    if not values:
+        return {}
+    if values.get("do_rescale", True) is False or abs(values.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-6:
+        raise WeightsError(f"{path}: pixels are scaled by 1/255 here, got rescale_factor {values.get('rescale_factor')!r}")
+    found: dict[str, Any] = {}
+    square = str(values.get("image_processor_type") or values.get("feature_extractor_type") or "").startswith(("ViT", "DeiT"))
+    if values.get("do_resize", True) is False:
+        found["resize"] = None
+    elif "size" in values:
+        found["resize"] = _size(values["size"], path, square=square)
+    if values.get("do_center_crop") is False:
+        found["crop"] = None
+    elif "crop_size" in values:
+        found["crop"] = _size(values["crop_size"], path, square=True)
+    if "resample" in values:
+        if values["resample"] not in FILTERS:
+            raise WeightsError(f"{path}: resample {values['resample']!r} is none of Pillow's numbers {sorted(FILTERS)}")
+        found["interpolation"] = FILTERS[values["resample"]]
+    mobile = "MobileViT" in str(values.get("image_processor_type") or values.get("feature_extractor_type") or "")
+    if values.get("do_normalize") is False or (mobile and "do_normalize" not in values):  # it writes a mean that it never uses
+        found |= {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+    elif "image_mean" in values and "image_std" in values:
+        found |= {"mean": tuple(values["image_mean"]), "std": tuple(values["image_std"])}
+    if "do_flip_channel_order" in values or "do_flip_channels" in values:
+        flipped = values.get("do_flip_channel_order", values.get("do_flip_channels"))
+        found["channel_order"] = "bgr" if flipped else "rgb"
+    return found
+
+
+def _size(size: Any, path: Path, *, square: bool) -> Any:
+    if isinstance(size, int):
+        return (size, size) if square else size
+    if isinstance(size, dict) and set(size) == {"height", "width"}:
+        return (size["height"], size["width"])
+    if isinstance(size, dict) and set(size) == {"shortest_edge"}:
+        return size["shortest_edge"]
+    raise WeightsError(f"{path}: a size with height and width, or shortest_edge, expected, got {size!r:.80}")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        if not path.is_file():
+            return {}
+        if path.stat().st_size > LIMIT:
+            raise WeightsError(f"{path}: {path.stat().st_size} bytes are too many for a configuration; remove or replace it")
+        data = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        if isinstance(error, WeightsError):
+            raise
+        raise WeightsError(f"{path}: not readable as JSON ({error}); get the file again, or move it away") from error
+    if not isinstance(data, dict):
+        raise WeightsError(f"{path}: a JSON object expected, got {type(data).__name__}")
+    return data
