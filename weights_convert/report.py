@@ -76,7 +76,7 @@ def lines(found: dict[str, Any]) -> list[str]:
         ("labels", "none" if found["labels"] is None else f"{found['labels']} names"),
     ]
     for part in ("source", "config", "preprocess", "postprocess"):
-        rows += [(part if i == 0 else "", f"{k}: {v}") for i, (k, v) in enumerate(found[part].items())]
+        rows += [(part if i == 0 else "", f"{k}: {_plain(v)}") for i, (k, v) in enumerate(found[part].items())]
     exported = found.get("exported", {"notes": []})
     rows += [
         ("written as" if i == 0 else "", text) for i, text in enumerate((exported.get("layout"), *exported["notes"])) if text
@@ -89,3 +89,7 @@ def lines(found: dict[str, Any]) -> list[str]:
         rows.append(("self-check", f"{sizes} -> {name} {'x'.join(map(str, y['shape']))}, {y['least']:.4g} to {y['most']:.4g}"))
     width = max(len(head) for head, _ in rows)
     return [f"{head:<{width}}  {text}" for head, text in rows]
+
+
+def _plain(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)

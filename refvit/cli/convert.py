@@ -31,6 +31,13 @@ def add(verbs: Any) -> None:
     convert.add_argument(
         "--to", metavar="LAYOUT", help="write another project's names instead: timm, transformers, cvnets, ..."
     )
+    convert.add_argument(
+        "--told",
+        action="append",
+        default=[],
+        metavar="OPTION",
+        help="for --to: write although that layout implies another value; whoever reads the file is told; repeatable",
+    )
     convert.add_argument("--labels", metavar="FILE", help="names of the classes: one a line, or JSON")
     convert.add_argument("--key", metavar="NAME", help="which of several nested checkpoints: model_ema")
     convert.add_argument("--no-crc", action="store_true", help="accept a PyTorch file without checksums")
@@ -65,7 +72,7 @@ def _convert(args: argparse.Namespace) -> int:
         weights = dataclasses.replace(weights, params=weights.astype(args.dtype))
     found = report(weights, check=not args.no_check)
     if args.output and args.to:
-        done = export_file(weights, args.to, args.output)
+        done = export_file(weights, args.to, args.output, told=args.told)
         found["exported"] = {"layout": done.layout, "notes": list(done.notes)}
     elif args.output:
         store.save(weights, args.output)

@@ -155,6 +155,28 @@ def test_to_another_layout_and_back(run, xxs, tmp_path):
         np.testing.assert_array_equal(again[name], a)
 
 
+def test_an_option_that_a_layout_cannot_say(run, golden, tmp_path):
+    source = write(golden("vit_tiny_patch16_224.jax").state(), tmp_path / "a.npz")
+    options = (
+        "convert",
+        source,
+        "--model",
+        "vit_tiny_patch16_224",
+        "--no-check",
+        "--to",
+        "timm",
+        "-o",
+        tmp_path / "b.safetensors",
+    )
+    code, _, err = run(*options)
+    assert (
+        code == 2 and "implies gelu 'none' where these weights have 'tanh'" in err and not (tmp_path / "b.safetensors").exists()
+    )
+    code, out, _ = run(*options, "--told", "gelu", "--told", "position_resize")
+    assert code == 0 and "gelu: the file does not tell that it is 'tanh'" in out
+    assert "blocks.0.attn.qkv.weight" in load_file(tmp_path / "b.safetensors")
+
+
 def test_nan_is_found(run, xxs, tmp_path):
     bad = dict(xxs) | {"stem.conv.weight": np.full_like(xxs["stem.conv.weight"], np.nan)}
     code, _, err = run("convert", write(bad, tmp_path / "a.pth"), "-o", tmp_path / "b.safetensors")
