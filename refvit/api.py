@@ -17,7 +17,7 @@ from refvit import backends
 from refvit.errors import ConfigError
 from refvit.graph.cost import parameter_count, total_cost
 from refvit.graph.ir import Array
-from refvit.loading import Labels, WeightsSource, find, named, read_names, sort
+from refvit.loading import READING, Labels, WeightsSource, find, named, read_names, sort
 from refvit.model import Model, architecture_graph
 from refvit.models import matching
 from refvit.vision.result import Result
@@ -112,11 +112,14 @@ def load(
         of the post-processing, for segmentation: scales, flip, average, window, window_stride, fill_window, pad_multiple,
         to_image; for pose estimation: padding, flip, shift, joint_threshold, oks_threshold; for detection: rule,
         score_threshold
+        of a PyTorch file: key, which of several nested checkpoints, such as "model_ema"; check_crc=False accepts one that was
+        written without checksums
         of the config, what files of foreign layouts do not tell: align_corners (HRNet), gelu, layer_norm_eps, position_resize
         (ViT), output_stride, dilation_rule, rates (DeepLabv3)
 
     Raises UnknownModelError, WeightsError, ConfigError or BackendError, each of which says what to do.
     """
+    reading = {name: fields.pop(name) for name in READING if name in fields}
     overrides = sort(fields)
     if device not in (None, "cpu"):
         raise ConfigError(f'device: None or "cpu" expected, got {device!r}; no backend here has another device')
@@ -124,7 +127,7 @@ def load(
         raise ConfigError(
             "threads: the numpy backend uses as many as its BLAS library; set OPENBLAS_NUM_THREADS before starting"
         )
-    found = find(model, weights, overrides)
+    found = find(model, weights, overrides, **reading)
     if labels is not None:
         found = named(found, labels)
     return Model(found, backend=backend, dtype=dtype)

@@ -11,10 +11,11 @@ from typing import Any
 
 from refvit.errors import ConfigError, UnknownModelError, WeightsError
 from refvit.graph.ir import Array
-from refvit.models import architecture, matching
+from refvit.models import architecture, config_from_dict, matching
 from refvit.vision import postprocess
 from refvit.vision.labels import check_labels, read_labels
 from refvit.vision.preprocess import Preprocess
+from refvit.weights.check import require
 from refvit.weights.embedded import DEFAULT, EMBEDDED, how_to_get, load_embedded
 from refvit.weights.hub import fetch, known
 from refvit.weights.readers.checkpoint import read_checkpoint
@@ -22,6 +23,7 @@ from refvit.weights.store import Weights, parse
 
 Labels = Sequence[str] | str | os.PathLike[str]
 WeightsSource = str | os.PathLike[str] | Mapping[str, Array]
+READING = ("key", "check_crc")  # options of `load` that `read_checkpoint` takes
 OPTIONS = (  # of `infer` and `load`, beside the fields
     "image", "model", "weights", "backend", "dtype", "device", "threads", "boxes", "batch_size", "allow_url", "labels",
 )  # fmt: skip
@@ -55,7 +57,7 @@ class Overrides:
 
 def check_options(fields: Mapping[str, Any]) -> None:
     """ConfigError for fields that are none, before anything is read."""
-    sort(fields)
+    sort({name: value for name, value in fields.items() if name not in READING})
 
 
 def sort(fields: Mapping[str, Any]) -> Overrides:
@@ -112,6 +114,13 @@ def find(model: str | None, weights: WeightsSource | None, overrides: Overrides,
             raise taken
         return convert_checkpoint(checkpoint, folder=Path(weights), **options)
     found = parse(checkpoint.file, checkpoint.tensors, checkpoint.metadata)
+    arch = architecture(found.model)
+    config = config_from_dict(arch.config, found.config)
+    require(f"{checkpoint.file}: weights {found.name}", arch.parameters(config), found.params)
+    if found.labels is not None:
+        check_labels(found.labels, config.num_classes)
+    if tag and model is None:
+        found = dataclasses.replace(found, tag=tag)
     if model is not None and (name != found.model or given_tag not in ("", found.tag)):
         raise WeightsError(f"{checkpoint.file}: holds the weights of {found.name}, not of {model}")
     return overrides.apply(found)

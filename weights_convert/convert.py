@@ -46,6 +46,8 @@ LAYOUTS = (
     *hrvit.LAYOUTS,
 )
 
+PREFIXES = ("module.", "model.", "backbone.", "net.")
+
 
 def convert(
     state: Mapping[str, Array],
@@ -96,7 +98,10 @@ def _convert(
     for name, a in state.items():
         if not isinstance(name, str) or not isinstance(a, np.ndarray):
             raise WeightsError(f"a dict of names and NumPy arrays expected, got {name!r:.40}: {type(a).__name__}")
-    layout = _recognise(state)
+    layout, prefix = _recognise(state)
+    if prefix:
+        state = {name.removeprefix(prefix): a for name, a in state.items()}
+        source = {"prefix": prefix, **(source or {})}
     params = layout.rename(state)
     for name, a in params.items():
         if a.dtype.kind != "f":
@@ -141,7 +146,7 @@ def convert_checkpoint(checkpoint: Checkpoint, *, folder: Path | None = None, **
     beside = read_sidecar(folder) if folder is not None and folder.is_dir() else Sidecar()
     pixels = dict(beside.preprocess)
     try:
-        if architecture(_recognise(checkpoint.tensors).models[0]).task != "classification":  # there, its crop loses the rest
+        if architecture(_recognise(checkpoint.tensors)[0].models[0]).task != "classification":  # there, its crop loses the rest
             pixels = {k: v for k, v in pixels.items() if k not in ("resize", "crop")}
     except WeightsError as error:
         raise WeightsError(f"{checkpoint.file}: {error}") from error
@@ -151,15 +156,26 @@ def convert_checkpoint(checkpoint: Checkpoint, *, folder: Path | None = None, **
         options["labels"] = beside.labels
     options["source"] = {**source, **(options.get("source") or {})}
     try:
-        return _convert(checkpoint.tensors, copy=False, **options)
+        found = _convert(checkpoint.tensors, copy=False, **options)
     except WeightsError as error:
         raise WeightsError(f"{checkpoint.file}: {error}") from error
+    for name, value in beside.expected.items():
+        if found.config[name] != value:
+            raise WeightsError(
+                f"{checkpoint.file}: config.json says {name} {value!r:.60}, and {found.model} has {found.config[name]!r}; this "
+                "is another model, or model= names the wrong one"
+            )
+    return found
 
 
-def _recognise(state: Mapping[str, Array]) -> Layout:
-    found = [layout for layout in LAYOUTS if layout.matches(state)]
-    if len(found) == 1:
-        return found[0]
+def _recognise(state: Mapping[str, Array]) -> tuple[Layout, str]:
+    """The one layout that matches, and the prefix of all names without which it does: trainers put one before a model's own."""
+    for prefix in ("", *PREFIXES):
+        if state and all(name.startswith(prefix) for name in state):
+            names = {name.removeprefix(prefix): a for name, a in state.items()} if prefix else state
+            found = [layout for layout in LAYOUTS if layout.matches(names)]
+            if len(found) == 1:
+                return found[0], prefix
     few = ", ".join(f"{name:.80}" for name in list(state)[:3]) or "none at all"
     lacking = {layout: sorted(layout.signature - state.keys()) for layout in LAYOUTS}
     nearest = min(LAYOUTS, key=lambda layout: (len(lacking[layout]) / len(layout.signature), layout.name))

@@ -34,7 +34,7 @@ from refvit.models import architecture, config_from_dict
 from refvit.vision.postprocess import from_dict as post_from_dict
 from refvit.vision.preprocess import Preprocess
 from refvit.weights.check import require
-from refvit.weights.store import Weights
+from refvit.weights.store import Weights, serialised
 from weights_convert.convert import LAYOUTS, convert
 from weights_convert.layout import Layout
 
@@ -99,8 +99,6 @@ def export_file(weights: Weights, layout: str, path: str | os.PathLike[str], *, 
     The metadata of safetensors hold, as JSON under "refvit_export", what the tensors do not: model, config, pre- and
     post-processing, labels, source, notes. An .npz has none.
     """
-    from safetensors.numpy import save as serialise
-
     path = Path(path)
     if path.suffix not in (".safetensors", ".npz"):
         raise WeightsError(f"{path}: a name that ends in .safetensors or .npz expected")
@@ -122,7 +120,7 @@ def export_file(weights: Weights, layout: str, path: str | os.PathLike[str], *, 
         "notes": list(done.notes),
     }
     # transformers refuses files without a "format"; "pt" is what all of the Hugging Face hub say.
-    write_atomic(path, serialise(done.state, {"format": "pt", "refvit_export": json.dumps(record)}))
+    write_atomic(path, serialised(done.state, {"format": "pt", "refvit_export": json.dumps(record)}))
     return done
 
 

@@ -19,6 +19,7 @@ from refvit.errors import WeightsError
 from refvit.graph.ir import Array
 from refvit.weights.check import SHOWN
 
+MAX_LAYERS = 64  # stacked along an axis; the deepest model has 32
 ROWS = re.compile(r"\(\?P<rows>([\w|]+)\)")
 INNERMOST = re.compile(r"\((\?P<\w+>|\?[:=!])?((?:\\.|[^\\()])*)\)(\??)")  # a group without groups in it
 WILD = re.compile(r"(?:\\[dw]|\[[^\]]*\]|(?<!\\)\.)[*+?]*|(?<!\\)[*+?{]")
@@ -64,7 +65,7 @@ class Rule:
             changed = [self.change(a) if self.change else a for a in arrays]
             return {target: changed[0] if len(changed) == 1 else np.concatenate(changed)}
         count = len(arrays[0]) if arrays[0].ndim else 0
-        if not 0 < count <= arrays[0].size:
+        if not 0 < count <= min(arrays[0].size, MAX_LAYERS):
             raise ValueError("a first axis of layers expected")
         layers: dict[str, Array] = {}
         for i in range(count):

@@ -26,8 +26,13 @@ def self_check(weights: Weights) -> dict[str, Any]:
     config = config_from_dict(arch.config, weights.config)
     sizes = [s if hasattr(config, "image_size") else min(s, SIDE) for s in arch.input_size]
     x = np.random.default_rng(0).standard_normal((1, 3, *sizes)).astype(np.float32)
-    with np.errstate(all="ignore"):  # what overflows is said below
-        y = arch.forward(x, Params(weights.astype("float32")), config=config)
+    try:
+        with np.errstate(all="ignore"):  # what overflows is said below
+            y = arch.forward(x, Params(weights.astype("float32")), config=config)
+    except ValueError as error:
+        if isinstance(error, RefvitError):
+            raise
+        raise WeightsError(f"{weights.name}: the config does not compute ({error}); it is damaged") from error
     outputs = y if isinstance(y, dict) else {"output": y}
     for name, a in outputs.items():
         if not np.isfinite(a).all():

@@ -18,6 +18,17 @@ from refvit.errors import WeightsError
 GELU = {"gelu": "none", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu_fast": "tanh"}
 FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box"}  # Pillow's numbers
 DENSE = {"output_stride": "output_stride", "atrous_rates": "rates"}
+_VIT = {
+    "num_attention_heads": "num_heads",
+    "image_size": "image_size",
+    "patch_size": "patch_size",
+    "num_hidden_layers": "depth",
+}
+SAME = {  # by model_type: what both configurations say
+    "vit": _VIT,
+    "deit": _VIT,
+    "mobilevit": {"num_attention_heads": "num_heads", "layer_norm_eps": "layer_norm_eps"},
+}
 LIMIT = 2**24  # bytes of such a file
 
 
@@ -28,15 +39,24 @@ class Sidecar:
     labels: tuple[str, ...] | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
     preprocess: Mapping[str, Any] = field(default_factory=dict)
+    expected: Mapping[str, Any] = field(default_factory=dict)  # fields of the config that the result must have
 
 
 def read_sidecar(folder: Path) -> Sidecar:
     """The files of a folder; an empty answer if there are none. WeightsError for what cannot be read or honoured."""
     config = _read(folder / "config.json")
     processor = _read(folder / "preprocessor_config.json")
-    if "pretrained_cfg" in config or "architecture" in config:
-        return _timm(config, folder / "config.json")
-    return _transformers(config, processor, folder)
+    try:
+        if "pretrained_cfg" in config or "architecture" in config:
+            return _timm(config, folder / "config.json")
+        return _transformers(config, processor, folder)
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError, ArithmeticError) as error:
+        if isinstance(error, WeightsError):
+            raise
+        raise WeightsError(
+            f"{folder}: config.json or preprocessor_config.json holds a value of another kind ({error}); mend it, "
+            "or give the weights file itself"
+        ) from error
 
 
 def _timm(config: Mapping[str, Any], path: Path) -> Sidecar:
@@ -74,7 +94,15 @@ def _transformers(config: Mapping[str, Any], processor: Mapping[str, Any], folde
             found["gelu"] = GELU[config["hidden_act"]]
     if "MobileViTForSemanticSegmentation" in (config.get("architectures") or []):
         found |= {ours: config[theirs] for theirs, ours in DENSE.items() if theirs in config}
-    return Sidecar(labels=labels, config=found, preprocess=_processor(processor, folder / "preprocessor_config.json"))
+    names = SAME.get(str(config.get("model_type")), {})
+    expected = {ours: config[theirs] for theirs, ours in names.items() if theirs in config}
+    if config.get("qkv_bias", True) is not True:
+        raise WeightsError(f"{folder / 'config.json'}: qkv_bias {config['qkv_bias']!r}; refvit's models have biases there")
+    if config.get("model_type") == "mobilevit" and config.get("hidden_act", "silu") not in ("silu", "swish"):
+        raise WeightsError(f"{folder / 'config.json'}: hidden_act {config['hidden_act']!r}; MobileViT has silu")
+    return Sidecar(
+        labels=labels, config=found, expected=expected, preprocess=_processor(processor, folder / "preprocessor_config.json")
+    )
 
 
 def _processor(values: Mapping[str, Any], path: Path) -> dict[str, Any]:

@@ -13,7 +13,12 @@ UNSET = object()  # an option that was not given, where None has a meaning
 
 def say(text: str) -> None:
     """One line on standard error."""
-    print(f"refvit: {' '.join(text.split())}", file=sys.stderr)
+    print(f"refvit: {printable(' '.join(text.split()))}", file=sys.stderr)
+
+
+def printable(text: str) -> str:
+    """Without characters that a terminal would obey: names of classes come out of files."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 
 def positive(text: str) -> int:

@@ -9,10 +9,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from refvit.cli.common import OK, add_preprocessing, preprocessing, say, setting
+from refvit.cli.common import OK, add_preprocessing, preprocessing, printable, say, setting
 from refvit.errors import ConfigError
 from refvit.loading import find, named, sort
 from refvit.weights import store
+from refvit.weights.embedded import EMBEDDED
 from refvit.weights.hub import known
 
 
@@ -59,11 +60,15 @@ def _convert(args: argparse.Namespace) -> int:
     if args.to and not args.output:
         raise ConfigError("--to: needs -o OUT.safetensors")
     overrides = sort(preprocessing(args) | dict(args.set))
-    if os.path.lexists(args.source) or not known(args.source):
+    if args.output and os.path.isdir(args.output):
+        raise ConfigError(f"--output {args.output}: a folder; give the name of a file")
+    if not os.path.lexists(args.source) and (known(args.source) or args.source in EMBEDDED):
+        if args.model or args.tag or args.key:
+            raise ConfigError(f"{args.source} says the model, its tag and its file: leave --model, --tag and --key out")
+        weights = find(args.source, None, overrides)
+    else:
         reading = {"key": args.key, "check_crc": not args.no_crc}
         weights = find(args.model, args.source, overrides, tag=args.tag, **reading)
-    else:
-        weights = find(args.source, None, overrides)
     if args.labels is not None:
         weights = named(weights, args.labels)
     if args.dtype not in (None, *store.DTYPES):
@@ -76,6 +81,6 @@ def _convert(args: argparse.Namespace) -> int:
         found["exported"] = {"layout": done.layout, "notes": list(done.notes)}
     elif args.output:
         store.save(weights, args.output)
-    print(json.dumps(found) if args.json else "\n".join(lines(found)))
+    print(json.dumps(found) if args.json else "\n".join(printable(line) for line in lines(found)))
     say(f"saved {args.output}" if args.output else "nothing was written; give -o OUT.safetensors")
     return OK

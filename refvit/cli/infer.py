@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import refvit
-from refvit.cli.common import OK, SOME_FAILED, add_preprocessing, box, point, positive, preprocessing, say, setting
+from refvit.cli.common import OK, SOME_FAILED, add_preprocessing, box, point, positive, preprocessing, printable, say, setting
 from refvit.errors import ConfigError, ImageError
 from refvit.loading import check_options
 from refvit.vision.answers import DRAWN
@@ -26,7 +26,7 @@ def add(verbs: Any) -> None:
     infer.set_defaults(run=_infer)
     infer.add_argument("images", nargs="+", metavar="IMAGE", help="file, folder, glob pattern or (with --allow-url) URL")
     infer.add_argument("--model", metavar="NAME", help="see `refvit models`; default: the embedded mobilevit_xxs.cifar10")
-    infer.add_argument("--weights", metavar="FILE", help="safetensors file, refvit's own or of a public layout")
+    infer.add_argument("--weights", metavar="FILE", help="refvit's own file, or a public checkpoint of any format")
     infer.add_argument("--labels", metavar="FILE", help="names of the classes: one a line, or JSON")
     infer.add_argument("--top", type=positive, default=5, metavar="K", help="how many classes or boxes to show (default 5)")
     infer.add_argument("--json", action="store_true", help="one line of JSON an image")
@@ -95,7 +95,7 @@ def _infer(args: argparse.Namespace) -> int:
         if args.json:
             print(result.to_json(args.top), flush=True)
         elif result.error is None:
-            print("\n  ".join([result.source, *result.lines(args.top)]), flush=True)
+            print("\n  ".join(printable(line) for line in [result.source, *result.lines(args.top)]), flush=True)
         if result.error is not None:
             say(f"error: {result.error}")
             continue

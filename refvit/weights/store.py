@@ -159,6 +159,8 @@ def parse(path: str | os.PathLike[str], params: Mapping[str, Array], metadata: M
             if not isinstance(fields[name], kind):
                 raise ValueError(f"{name} is {fields[name]!r:.40}")
         labels = fields.pop("labels")
+        if not all(isinstance(name, str) for name in [*(labels or ()), *fields["source"].get("assumed", ())]):
+            raise ValueError("labels and assumed fields must be names")
         weights = Weights(labels=None if labels is None else tuple(labels), params=params, **fields)
         expected, header_expected, header_found = header["sha256"], header["header_sha256"], _header_digest(header)
     except (KeyError, TypeError, ValueError, RecursionError) as error:

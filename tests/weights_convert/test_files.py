@@ -1,5 +1,6 @@
 """Every seeded checkpoint as a file of every format, converted, and giving the original's outputs; `refvit convert`."""
 
+import dataclasses
 import importlib.util
 import json
 import zlib
@@ -14,6 +15,7 @@ from refvit import ops
 from refvit.cli import main
 from refvit.errors import WeightsError
 from refvit.weights import store
+from refvit.weights.embedded import load_embedded
 from refvit.weights.readers.checkpoint import read_checkpoint
 
 _spec = importlib.util.spec_from_file_location("handmade", Path(__file__).parents[1] / "weights" / "readers" / "handmade.py")
@@ -94,6 +96,74 @@ def test_a_wrapped_file_says_so(xxs, tmp_path):
     path.write_bytes(torch_file({f"module.{k}": v for k, v in parts.items()}))
     weights = refvit.load("mobilevit_xxs", path)._weights
     assert weights.source["key"] == "module." and weights.source["file"] == "best.pth"
+
+
+@pytest.mark.parametrize("prefix", ["module.", "model.", "net.", "backbone."])
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_a_prefix_of_all_names_is_taken_off(xxs, tmp_path, prefix, suffix):
+    loaded = refvit.load("mobilevit_xxs", write({prefix + k: v for k, v in xxs.items()}, tmp_path / f"a{suffix}"))._weights
+    assert loaded.sha256 == refvit.load("mobilevit_xxs", xxs)._weights.sha256
+    assert prefix in (loaded.source.get("prefix"), loaded.source.get("key"))
+    mixed = {k if i else prefix + k: v for i, (k, v) in enumerate(xxs.items())}
+    with pytest.raises(WeightsError):
+        refvit.load("mobilevit_xxs", write(mixed, tmp_path / f"b{suffix}"))
+
+
+@pytest.mark.parametrize("length", [0x10708, 0x10808, 0x1017B, 0x18B1F])
+def test_the_length_of_a_header_looks_like_nothing_else(xxs, tmp_path, length):
+    """Its low bytes may be those with which an ONNX, gzip or JSON file begins."""
+    data = write(xxs, tmp_path / "a.safetensors").read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    header = data[8 : 8 + size].rstrip()
+    assert len(header) <= length
+    (tmp_path / "b.safetensors").write_bytes(length.to_bytes(8, "little") + header.ljust(length) + data[8 + size :])
+    assert len(read_checkpoint(tmp_path / "b.safetensors").tensors) == len(xxs)
+
+
+def test_nested_checkpoints_are_chosen_by_key(xxs, tmp_path):
+    parts = []
+    for group in ("model", "model_ema"):
+        body = handmade.mapping([(handmade.text("stem.conv.weight"), handmade.vector("0", 4))])
+        parts.append((handmade.text(group), body))
+    (tmp_path / "two.pth").write_bytes(handmade.torch_zip(handmade.pickle(handmade.mapping(parts)), {"0": bytes(16)}))
+    for options in ({}, {"key": "model_ema"}):
+        with pytest.raises(WeightsError, match="the layout is not one of" if options else "key="):
+            refvit.load("mobilevit_xxs", tmp_path / "two.pth", **options)
+    with pytest.raises(WeightsError, match="only PyTorch files nest checkpoints"):
+        refvit.load("mobilevit_xxs", write(xxs, tmp_path / "a.npz"), key="model")
+
+
+def test_a_stack_of_too_many_layers_is_refused_at_once(tmp_path):
+    names = ("embedding/kernel", "Transformer/encoderblock/LayerNorm_0/scale", "Transformer/encoderblock/LayerNorm_1/scale")
+    extra = {"Transformer/encoder_norm/scale": np.zeros(1, np.float32)}
+    state = {name: np.zeros(2_000_000, np.float32) for name in names} | extra
+    with pytest.raises(WeightsError):
+        refvit.load("vit_tiny_patch16_224", write(state, tmp_path / "a.npz"))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"labels": ("a",)}, {"labels": (1,) * 10}, {"source": {"assumed": 5}}, {"config": {"num_classes": 10**9}}]
+)
+def test_our_own_files_are_checked_as_well(run, tmp_path, changes):
+    whole = load_embedded("mobilevit_xxs.cifar10")
+    if "config" in changes:
+        changes = {"config": {**whole.config, **changes["config"]}}
+    path = store.save(dataclasses.replace(whole, **changes), tmp_path / "a.safetensors")
+    code, _, err = run("convert", path, "-o", tmp_path / "b.safetensors")
+    assert code == 2 and "error" in err and not (tmp_path / "b.safetensors").exists()
+    with pytest.raises(refvit.errors.RefvitError):
+        refvit.load(None, path)
+
+
+def test_names_from_files_do_not_steer_the_terminal(run, tmp_path):
+    labels = ("\x1b[31mEVIL\x07", *"bcdefghij")
+    path = store.save(dataclasses.replace(load_embedded("mobilevit_xxs.cifar10"), labels=labels), tmp_path / "a.safetensors")
+    for arguments in (
+        ("infer", Path(__file__).parents[2] / "examples" / "cat.jpg", "--weights", path, "--top", 10),
+        ("convert", path),
+    ):
+        code, out, err = run(*arguments)
+        assert code == 0 and "\x1b" not in out + err
 
 
 # the command line
@@ -217,6 +287,16 @@ def test_bad_arguments(run, xxs, tmp_path, monkeypatch, arguments, message):
     code, _, err = run("convert", write(xxs, tmp_path / "a.pth"), *arguments)
     assert code == 2 and message in err
     assert [p.name for p in tmp_path.iterdir()] == ["a.pth"]
+
+
+def test_an_embedded_tag_converts(run, tmp_path):
+    code, out, _ = run("convert", "mobilevit_xxs.cifar10", "-o", tmp_path / "a.safetensors", "--dtype", "float32")
+    assert code == 0 and "mobilevit_xxs.cifar10" in out
+    assert refvit.load(None, tmp_path / "a.safetensors").name == "mobilevit_xxs.cifar10"
+    code, _, err = run("convert", "mobilevit_xxs.cifar10", "--model", "mobilevit_s")
+    assert code == 2 and "leave --model, --tag and --key out" in err
+    code, _, err = run("convert", tmp_path / "a.safetensors", "-o", tmp_path, "--no-check")
+    assert code == 2
 
 
 def test_a_file_that_is_not_there(run, tmp_path):

@@ -49,6 +49,15 @@ def test_what_transformers_writes_reaches_the_weights(tmp_path, golden):
     assert given.preprocess.resize == (224, 224) and given.labels[0] == "x"
 
 
+@pytest.mark.parametrize(("field", "value"), [("num_attention_heads", 12), ("image_size", 384), ("num_hidden_layers", 3)])
+def test_a_configuration_of_another_model_is_refused(tmp_path, golden, field, value):
+    state = golden("vit_tiny_patch16_224.transformers").state()
+    config = {"model_type": "vit", "num_attention_heads": 3, "image_size": 224, "patch_size": 16, "num_hidden_layers": 12}
+    convert_file(folder(tmp_path, config, None, state), model="vit_tiny_patch16_224")
+    with pytest.raises(WeightsError, match="this is another model, or"):
+        convert_file(folder(tmp_path, config | {field: value}), model="vit_tiny_patch16_224")
+
+
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
@@ -107,6 +116,16 @@ def test_segmentation_answers_for_whole_images_whatever_the_processor_crops(tmp_
         ({"id2label": {"1": "a"}}, None, "id2label must name the classes 0 to n - 1"),
         ({"id2label": ["a"]}, None, "id2label must name"),
         ({"model_type": "vit", "hidden_act": "relu"}, None, "hidden_act 'relu'; refvit's ViT knows gelu"),
+        ({"model_type": "vit", "qkv_bias": False}, None, "qkv_bias False"),
+        ({"model_type": "mobilevit", "hidden_act": "relu"}, None, "MobileViT has silu"),
+        ({"model_type": "vit", "hidden_act": []}, None, "a value of another kind"),
+        ({"architecture": "x", "pretrained_cfg": None}, None, "a value of another kind"),
+        ({"architecture": "x", "input_size": 224}, None, "a value of another kind"),
+        ({"architecture": "x", "label_names": 5}, None, "a value of another kind"),
+        ({"architectures": 5}, None, "a value of another kind"),
+        ({}, {"resample": []}, "a value of another kind"),
+        ({}, {"image_mean": 5, "image_std": 5}, "a value of another kind"),
+        ({}, {"rescale_factor": None}, "a value of another kind"),
         ({}, {"rescale_factor": 1}, "pixels are scaled by 1/255"),
         ({}, {"do_rescale": False}, "pixels are scaled by 1/255"),
         ({}, {"resample": 9}, "resample 9 is none of Pillow's"),

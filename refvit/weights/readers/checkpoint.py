@@ -28,7 +28,7 @@ REFUSED = (  # first bytes, and what such a file is
     (b"<!DOC", "a web page; download the file itself"),
     (b"<html", "a web page; download the file itself"),
 )
-IN_A_FOLDER = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "diffusion_pytorch_model.safetensors")
+IN_A_FOLDER = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,11 @@ def read_checkpoint(path: str | os.PathLike[str], *, key: str | None = None, che
     WeightsError says what is wrong and what to do.
     """
     path = Path(path)
-    if path.is_dir():
+    try:
+        folder = path.is_dir()
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{str(path)[:80]!r}: no name of a file ({error}); check it") from error
+    if folder:
         found = [path / name for name in IN_A_FOLDER if (path / name).is_file()]
         if not found:
             raise WeightsError(f"{path}: a folder with none of {', '.join(IN_A_FOLDER)}; give the weights file itself")
@@ -67,11 +71,16 @@ def read_checkpoint(path: str | os.PathLike[str], *, key: str | None = None, che
         head = f.read(HEAD)
         f.seek(0)
         sha256 = hashlib.file_digest(f, "sha256").hexdigest()
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= size - 8:  # first: a length may look like anything
+        _no_key(path, key)
+        tensors, metadata = read_safetensors(path)
+        return Checkpoint(path, "safetensors", sha256, tensors, metadata)
     for start, what in REFUSED:
         if head.startswith(start):
             raise WeightsError(f"{path}: {what}")
     if head[:4] == b"PK\x03\x04":
         if _is_npz(head):
+            _no_key(path, key)
             return Checkpoint(path, "npz", sha256, read_npz(path))
         tensors, wrappers = state_of(read_torch_zip(path, check_crc=check_crc), key=key)
         return Checkpoint(path, "torch", sha256, tensors, wrappers=tuple(wrappers))
@@ -79,12 +88,17 @@ def read_checkpoint(path: str | os.PathLike[str], *, key: str | None = None, che
         tensors, wrappers = state_of(read_torch_legacy(path), key=key)
         return Checkpoint(path, "torch", sha256, tensors, wrappers=tuple(wrappers))
     if head[:1] == b"{":
+        _no_key(path, key)
         tensors, metadata = read_shards(path)
         return Checkpoint(path, "shards", sha256, tensors, metadata)
     if head[8:9] == b"{":
-        tensors, metadata = read_safetensors(path)
-        return Checkpoint(path, "safetensors", sha256, tensors, metadata)
+        read_safetensors(path)  # raises: the header is longer than the file
     raise WeightsError(f"{path}: none of safetensors, .npz and PyTorch; it begins with {head[:8]!r}")
+
+
+def _no_key(path: Path, key: str | None) -> None:
+    if key is not None:
+        raise WeightsError(f"{path}: key {key!r:.60} given, but only PyTorch files nest checkpoints; leave it out")
 
 
 def _is_npz(head: bytes) -> bool:
