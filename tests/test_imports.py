@@ -21,6 +21,7 @@ ALLOWED = {
     "ops": {"errors", "graph.ir", "graph.trace"},
     "models": {"errors", "graph.ir", "graph.trace", "ops", "weights.params"},
     "graph": {"errors", "graph"},
+    "graph.passes": {"errors", "graph.ir", "graph.trace"},
     "backends": {"errors", "graph", "ops"},
     "weights": {"errors", "files", "graph.ir", "weights"},
     "vision": {"errors", "files", "graph.ir", "ops", "vision"},

@@ -78,6 +78,21 @@ class Node:
 
 
 @dataclass(frozen=True)
+class Step:
+    """One op within a fused node, whose attribute `steps` lists them; the last one's result is the node's.
+
+    An input is a number: the node's own inputs come first, the results of the earlier steps follow; None is as in `Node`.
+    """
+
+    op: str
+    inputs: tuple[int | None, ...]
+    attrs: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "attrs", MappingProxyType(dict(self.attrs)))
+
+
+@dataclass(frozen=True)
 class Graph:
     """Nodes in execution order, what they read, and what is wanted of them.
 
@@ -174,7 +189,10 @@ class Graph:
         return self
 
     def __str__(self) -> str:
-        """One line a node, blocks as headings: `name = op(inputs, attributes)   shape`; default attributes are left out."""
+        """One line a node, blocks as headings: `name = op(inputs, attributes)   shape`; default attributes are left out.
+
+        The steps of a fused node follow one another: `conv2d(x, w, b) -> add(_, y) -> relu(_)`, _ being the result so far.
+        """
         shapes = ", ".join(f"{n}: {dims(v.shape)}" for n, v in self.inputs.items())
         lines, scope = [f"graph({shapes})"], ""
         for node in self:
@@ -182,9 +200,9 @@ class Graph:
                 scope = node.scope
                 lines.append(f"  # {scope or 'model'}")
             inputs = ["-" if i is None else _relative(i, scope) for i in node.inputs]
-            defaults = OPS[node.op].defaults
-            attrs = [f"{k}={v!r}" for k, v in node.attrs.items() if k not in defaults or defaults[k] != v]
-            text = f"  {_relative(node.name, scope)} = {node.op}({', '.join(inputs + attrs)})"
+            steps = node.attrs.get("steps")
+            expression = _chain(inputs, steps) if steps else _call(node.op, inputs, node.attrs)
+            text = f"  {_relative(node.name, scope)} = {expression}"
             lines.append(f"{text:<100} {dims(node.shape)}".rstrip())
         lines += [f"  return {', '.join(f'{k}={v}' for k, v in self.outputs.items())}"]
         return "\n".join(lines)
@@ -193,6 +211,26 @@ class Graph:
 def _relative(name: str, scope: str) -> str:
     """Names inside the current block are shown from its own path on."""
     return name[len(scope) :] if scope and name.startswith(scope + ".") else name
+
+
+def _call(op: str, inputs: list[str], attrs: Mapping[str, Any]) -> str:
+    defaults = OPS[op].defaults
+    shown = [f"{k}={v!r}" for k, v in attrs.items() if k not in defaults or defaults[k] != v]
+    return f"{op}({', '.join(inputs + shown)})"
+
+
+def _chain(inputs: list[str], steps: tuple[Step, ...]) -> str:
+    """The steps from the first to the last along each one's first computed input; another computed input stands in place."""
+
+    def text(i: int | None) -> str:
+        if i is None or i < len(inputs):
+            return "-" if i is None else inputs[i]
+        step = steps[i - len(inputs)]
+        before = next((j for j in step.inputs if j is not None and j >= len(inputs)), -1)
+        call = _call(step.op, ["_" if j == before else text(j) for j in step.inputs], step.attrs)
+        return call if before < 0 else f"{text(before)} -> {call}"
+
+    return text(len(inputs) + len(steps) - 1)
 
 
 def size(value: HasShape) -> int:

@@ -259,7 +259,7 @@ def _inflated(f: BufferedReader, left: int) -> Iterator[bytes]:
         fresh = b"" if engine.unconsumed_tail else f.read(min(left, CHUNK))
         left -= len(fresh)
         piece = engine.decompress(engine.unconsumed_tail or fresh, CHUNK)
-        if not piece and not fresh and not engine.eof:
+        if not piece and not fresh:
             break
         yield piece
     if left or engine.unused_data or not engine.eof:

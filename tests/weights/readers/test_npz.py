@@ -91,6 +91,10 @@ A = random_array("float32", (2, 3))
 ONE = npy(A)
 
 
+ENGINE = zlib.compressobj(wbits=-15)
+PACKED = ENGINE.compress(ONE) + ENGINE.flush()
+
+
 def one(**changes):
     return Zip().add("a.npy", ONE, **changes).bytes()
 
@@ -208,6 +212,12 @@ def test_the_zips_of_these_tests(tmp_path):
         descriptor = struct.pack(layout, b"PK\7\b", zlib.crc32(ONE), len(ONE), len(ONE))
         local = {"crc": 0, "packed": 0, "size": 0}
         same(read_npz(write(tmp_path, one(flags=8, descriptor=descriptor, local=local)))["a"], A)
+
+
+def test_a_stream_that_begins_with_nothing(tmp_path):
+    """Empty blocks are allowed, and more of them than are read at once."""
+    data = b"\0\0\0\xff\xff" * limits.CHUNK + PACKED
+    same(read_npz(write(tmp_path, one(deflate=True, data=data, packed=len(data))))["a"], A)
 
 
 def test_empty_archive(tmp_path):
@@ -397,8 +407,6 @@ def extra(number, data):
     return struct.pack("<2H", number, len(data)) + data
 
 
-CLOSE = zlib.compressobj(wbits=-15)
-PACKED = CLOSE.compress(ONE) + CLOSE.flush()
 TRUE = (zlib.crc32(ONE), len(ONE), len(ONE))
 ZERO = {"crc": 0, "packed": 0, "size": 0}
 LARGE = {"packed": 2**32 - 1, "size": 2**32 - 1}
@@ -475,6 +483,10 @@ MEMBERS = {
     "deflated to nothing": (one(deflate=True, size=0), "size or CRC is wrong"),
     "cut stream": (one(deflate=True, data=PACKED[:-1], packed=len(PACKED) - 1), "does not end where it has to"),
     "bytes behind the stream": (one(deflate=True, data=PACKED + b"x", packed=len(PACKED) + 1), "does not end where it has to"),
+    "many bytes behind the stream": (
+        one(deflate=True, data=PACKED + bytes(3 * limits.CHUNK), packed=len(PACKED) + 3 * limits.CHUNK),
+        "does not end where it has to",
+    ),
     "two streams": (one(deflate=True, data=PACKED * 2, packed=len(PACKED) * 2), "does not end where it has to"),
     "no stream": (one(deflate=True, data=b"", packed=0), "does not end where it has to"),
     "broken stream": (one(deflate=True, data=b"\xff" * 50, packed=50), "invalid"),
