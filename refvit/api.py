@@ -109,8 +109,8 @@ def load(
     labels: names of the classes, or a text or JSON file of them, in place of those that come with the weights
     fields: single fields to replace, by name
         of the pre-processing: resize, crop, enlarge, longest, interpolation, mean, std, channel_order
-        of the post-processing, for segmentation: scales, flip, average, window, window_stride, fill_window, pad_multiple,
-        to_image; for pose estimation: padding, flip, shift, joint_threshold, oks_threshold; for detection: rule,
+        of the post-processing, for segmentation: scales, flip, average, window, window_stride, whole_up_to, fill_window,
+        pad_multiple, to_image; for pose estimation: padding, flip, shift, joint_threshold, oks_threshold; for detection: rule,
         score_threshold
         of a PyTorch file: key, which of several nested checkpoints, such as "model_ema"; check_crc=False accepts one that was
         written without checksums

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import refvit
+from refvit.cli import main
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -32,3 +33,19 @@ def xxs(golden):
     for a in state.values():
         a.flags.writeable = False
     return state
+
+
+@pytest.fixture
+def run(capsys):
+    """run("infer", ...) -> (exit code, standard output, standard error); no traceback, whatever happens."""
+
+    def call(*args):
+        try:
+            code = main([str(a) for a in args])
+        except SystemExit as stop:  # argparse
+            code = stop.code
+        out, err = capsys.readouterr()
+        assert "Traceback" not in out + err
+        return code, out, err
+
+    return call

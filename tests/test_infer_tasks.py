@@ -7,7 +7,6 @@ import pytest
 from PIL import Image
 
 import refvit
-from refvit.cli import main
 from refvit.errors import ConfigError, UnsupportedError, WeightsError
 from refvit.vision import detection, joints, pose
 from refvit.vision.segmentation import Views
@@ -277,20 +276,6 @@ def test_options_of_another_model_are_refused(golden, demo, xxs):
 
 
 # the command line
-
-
-@pytest.fixture
-def run(capsys):
-    def call(*args):
-        try:
-            code = main([str(a) for a in args])
-        except SystemExit as stop:
-            code = stop.code
-        out, err = capsys.readouterr()
-        assert "Traceback" not in out + err
-        return code, out, err
-
-    return call
 
 
 @pytest.fixture(scope="module")

@@ -32,7 +32,7 @@ from weights_convert import (
     vit_transformers,
 )
 from weights_convert.layout import Layout
-from weights_convert.sidecar import Sidecar, read_sidecar
+from weights_convert.sidecar import NOTHING, Sidecar, read_sidecar
 
 LAYOUTS = (
     vit_timm.LAYOUT,
@@ -59,6 +59,8 @@ def convert(
     postprocess: Mapping[str, Any] | None = None,
     config: Mapping[str, Any] | None = None,
     source: Mapping[str, Any] | None = None,
+    beside: Sidecar = NOTHING,
+    copy: bool = True,
 ) -> Weights:
     """Convert a checkpoint's tensors, name -> float array, into refvit's `Weights`.
 
@@ -67,34 +69,11 @@ def convert(
     preprocess, postprocess: replace single fields of the published evaluation
     config: what the tensors do not tell, by the name of the config's field: align_corners, gelu, ...
     source: recorded in the result, beside "assumed": the fields that are those of the published weights and not of this file
+    beside: what the configuration beside the tensors says; the arguments above go before it
+    copy: False keeps the arrays themselves where that is possible, for arrays that nobody else can change
 
     WeightsError if no layout, or no model, fits exactly.
     """
-    return _convert(
-        state,
-        copy=True,
-        model=model,
-        tag=tag,
-        labels=labels,
-        preprocess=preprocess,
-        postprocess=postprocess,
-        config=config,
-        source=source,
-    )
-
-
-def _convert(
-    state: Mapping[str, Array],
-    *,
-    copy: bool,  # no, where nobody else can change the arrays
-    model: str | None = None,
-    tag: str = "",
-    labels: Sequence[str] | None = None,
-    preprocess: Mapping[str, Any] | None = None,
-    postprocess: Mapping[str, Any] | None = None,
-    config: Mapping[str, Any] | None = None,
-    source: Mapping[str, Any] | None = None,
-) -> Weights:
     for name, a in state.items():
         if not isinstance(name, str) or not isinstance(a, np.ndarray):
             raise WeightsError(f"a dict of names and NumPy arrays expected, got {name!r:.40}: {type(a).__name__}")
@@ -106,9 +85,20 @@ def _convert(
     for name, a in params.items():
         if a.dtype.kind != "f":
             raise WeightsError(f"{name}: floating-point values expected, got {a.dtype}")
-    name, settings = _identify(layout, params, model, config or {})
+    config = {**beside.config, **(config or {})}
+    name, settings = _identify(layout, params, model, config)
+    for field, value in beside.expected.items():
+        if getattr(settings, field) != value:
+            raise WeightsError(
+                f"config.json says {field} {value!r:.60}, and {name} has {getattr(settings, field)!r}; this is another model, "
+                "or model= names the wrong one"
+            )
     arch = architecture(name)
-    told = {*(config or {}), *(preprocess or {}), *(postprocess or {})}
+    # A map or a pose is of the whole image: what a processor crops would be lost.
+    pixels = {k: v for k, v in beside.preprocess.items() if arch.task == "classification" or k not in ("resize", "crop")}
+    preprocess = {**pixels, **(preprocess or {})}
+    labels = beside.labels if labels is None else labels
+    told = {*config, *preprocess, *(postprocess or {})}
     reasons = {field: text for field, text in layout.assumed(name, settings).items() if field not in told}
     names = default_labels(arch.task, settings.num_classes)
     published = layout.preprocess(name, settings)
@@ -121,7 +111,7 @@ def _convert(
         model=name,
         tag=tag,
         config=dataclasses.asdict(settings),
-        preprocess=Preprocess.from_dict({**published, **(preprocess or {})}).to_dict(),
+        preprocess=Preprocess.from_dict({**published, **preprocess}).to_dict(),
         postprocess=post_from_dict(arch.task, post).to_dict(),
         labels=names if labels is None else check_labels(labels, settings.num_classes),
         source={"layout": layout.name, "assumed": assumed, **reasons, **(source or {})},
@@ -143,29 +133,12 @@ def convert_checkpoint(checkpoint: Checkpoint, *, folder: Path | None = None, **
     source: dict[str, Any] = {"file": checkpoint.file.name, "sha256": checkpoint.sha256}
     if checkpoint.wrappers:
         source["key"] = ".".join(checkpoint.wrappers)
-    beside = read_sidecar(folder) if folder is not None and folder.is_dir() else Sidecar()
-    pixels = dict(beside.preprocess)
-    try:
-        if architecture(_recognise(checkpoint.tensors)[0].models[0]).task != "classification":  # there, its crop loses the rest
-            pixels = {k: v for k, v in pixels.items() if k not in ("resize", "crop")}
-    except WeightsError as error:
-        raise WeightsError(f"{checkpoint.file}: {error}") from error
-    options["config"] = {**beside.config, **(options.get("config") or {})}
-    options["preprocess"] = {**pixels, **(options.get("preprocess") or {})}
-    if options.get("labels") is None:
-        options["labels"] = beside.labels
     options["source"] = {**source, **(options.get("source") or {})}
+    beside = read_sidecar(folder) if folder is not None and folder.is_dir() else NOTHING
     try:
-        found = _convert(checkpoint.tensors, copy=False, **options)
+        return convert(checkpoint.tensors, beside=beside, copy=False, **options)
     except WeightsError as error:
         raise WeightsError(f"{checkpoint.file}: {error}") from error
-    for name, value in beside.expected.items():
-        if found.config[name] != value:
-            raise WeightsError(
-                f"{checkpoint.file}: config.json says {name} {value!r:.60}, and {found.model} has {found.config[name]!r}; this "
-                "is another model, or model= names the wrong one"
-            )
-    return found
 
 
 def _recognise(state: Mapping[str, Array]) -> tuple[Layout, str]:

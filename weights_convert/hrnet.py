@@ -14,7 +14,8 @@ from typing import Any
 from refvit.graph.ir import Array
 from refvit.models.hrnet import VARIANTS
 from refvit.models.hrnet_heads import OCR_VARIANTS, POSE_VARIANTS, SEGMENTATION_VARIANTS
-from weights_convert.layout import DROP, OPENCV, Layout, Rule, classes_of, evaluation
+from refvit.vision.preprocess import OPENCV
+from weights_convert.layout import DROP, Layout, Rule, classes_of, evaluation
 
 BACKBONE = frozenset({"conv1.weight", "transition1.0.0.weight", "stage4.0.fuse_layers.0.1.0.weight"})
 PARTS = r"conv[12]|bn[12]|layer1|transition[123]|stage[234]"

@@ -17,9 +17,10 @@ from typing import Any
 
 from refvit.graph.ir import Array
 from refvit.models.hrnet_heads import POSE_VARIANTS, SEGMENTATION_VARIANTS
+from refvit.vision.preprocess import OPENCV
 from weights_convert.hrnet import BACKBONE as OFFICIAL
 from weights_convert.hrnet import MPII, PARTS
-from weights_convert.layout import DROP, OPENCV, Layout, Rule, classes_of, evaluation
+from weights_convert.layout import DROP, Layout, Rule, classes_of, evaluation
 
 BACKBONE = frozenset(f"backbone.{key}" for key in OFFICIAL)
 BACKBONE_RULE = Rule(rf"backbone\.({PARTS})\.(.*)", r"\1.\2")

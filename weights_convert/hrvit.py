@@ -6,7 +6,8 @@ from typing import Any
 
 from refvit.models.hrvit import VARIANTS
 from refvit.models.hrvit_heads import SEGFORMER_VARIANTS, UPERNET_VARIANTS
-from weights_convert.layout import DROP, OPENCV, Layout, Rule, classes_of, evaluation
+from refvit.vision.preprocess import OPENCV
+from weights_convert.layout import DROP, Layout, Rule, classes_of, evaluation
 
 
 def _protocol(config: Any) -> tuple[dict[str, Any], dict[str, Any]]:

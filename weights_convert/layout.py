@@ -304,7 +304,6 @@ class Layout:
 
 DROP = Rule(r".*\.num_batches_tracked", None)  # bookkeeping of training
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-OPENCV = "opencv_bilinear"  # the interpolation of whoever reads images by OpenCV
 NO_MEAN, NO_STD = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 
 

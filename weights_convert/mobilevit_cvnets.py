@@ -18,7 +18,8 @@ from typing import Any
 from refvit.graph.ir import Array
 from refvit.models.mobilevit import VARIANTS, MobileViTConfig
 from refvit.models.mobilevit_heads import DEEPLABV3_VARIANTS, SSDLITE_VARIANTS
-from weights_convert.layout import DROP, NO_MEAN, NO_STD, OPENCV, Layout, Rule, classes_of, evaluation
+from refvit.vision.preprocess import OPENCV
+from weights_convert.layout import DROP, NO_MEAN, NO_STD, Layout, Rule, classes_of, evaluation
 
 ENCODER = r"(?:encoder\.)?"  # the backbone's prefix below a head
 DEPTHS = MobileViTConfig.depths  # the same in every variant: the norm behind the layers has the next index

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 
 from refvit.errors import RefvitError, WeightsError
+from refvit.graph.cost import parameter_count
 from refvit.models import architecture, config_from_dict
 from refvit.weights.params import Params
 from refvit.weights.store import Weights
@@ -52,9 +52,7 @@ def report(weights: Weights, *, check: bool = True) -> dict[str, Any]:
         "model": weights.name,
         "source": dict(weights.source),
         "tensors": len(weights.params),
-        "parameters": sum(
-            math.prod(a.shape) for n, a in weights.params.items() if not n.endswith((".running_mean", ".running_var"))
-        ),
+        "parameters": parameter_count((n, a.shape) for n, a in weights.params.items()),
         "dtypes": sorted({a.dtype.name for a in weights.params.values()}),
         "sha256": weights.sha256,
         "config": dict(weights.config),

@@ -42,6 +42,9 @@ class Sidecar:
     expected: Mapping[str, Any] = field(default_factory=dict)  # fields of the config that the result must have
 
 
+NOTHING = Sidecar()
+
+
 def read_sidecar(folder: Path) -> Sidecar:
     """The files of a folder; an empty answer if there are none. WeightsError for what cannot be read or honoured."""
     config = _read(folder / "config.json")

@@ -19,7 +19,8 @@ import numpy as np
 
 from refvit.graph.ir import Array
 from refvit.models.vit import VARIANTS
-from weights_convert.layout import OPENCV, Layout, Rule, classes_of, evaluation
+from refvit.vision.preprocess import OPENCV
+from weights_convert.layout import Layout, Rule, classes_of, evaluation
 from weights_convert.vit_timm import HALF
 
 PREFIXES = ("", "params/", "params/img/", "opt/target/")

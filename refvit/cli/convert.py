@@ -59,9 +59,11 @@ def _convert(args: argparse.Namespace) -> int:
         raise ConfigError(f"--output {args.output}: a name ending in .safetensors expected")
     if args.to and not args.output:
         raise ConfigError("--to: needs -o OUT.safetensors")
-    overrides = sort(preprocessing(args) | dict(args.set))
     if args.output and os.path.isdir(args.output):
         raise ConfigError(f"--output {args.output}: a folder; give the name of a file")
+    if args.dtype not in (None, *store.DTYPES):
+        raise ConfigError(f"--dtype: {', '.join(store.DTYPES)} expected, got {args.dtype!r}")
+    overrides = sort(preprocessing(args) | dict(args.set))
     if not os.path.lexists(args.source) and (known(args.source) or args.source in EMBEDDED):
         if args.model or args.tag or args.key:
             raise ConfigError(f"{args.source} says the model, its tag and its file: leave --model, --tag and --key out")
@@ -71,8 +73,6 @@ def _convert(args: argparse.Namespace) -> int:
         weights = find(args.model, args.source, overrides, tag=args.tag, **reading)
     if args.labels is not None:
         weights = named(weights, args.labels)
-    if args.dtype not in (None, *store.DTYPES):
-        raise ConfigError(f"--dtype: {', '.join(store.DTYPES)} expected, got {args.dtype!r}")
     if args.dtype is not None:
         weights = dataclasses.replace(weights, params=weights.astype(args.dtype))
     found = report(weights, check=not args.no_check)

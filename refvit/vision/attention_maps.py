@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from refvit.ops import resize
-from refvit.vision.drawing import INK, MARGIN, MUTED, PAPER, fit
+from refvit.vision.drawing import INK, MARGIN, MUTED, PAPER, fit, fitted
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -73,7 +73,7 @@ def draw_attention(
     heads: two lines over the former, and two over the latter
     at: (x, y) in pixels of the image, which gets a mark in every panel
     """
-    wide, narrow = _fitted(pixels, LARGE), _fitted(pixels, SMALL)
+    wide, narrow = fitted(pixels, LARGE), fitted(pixels, SMALL)
     left = max(wide.width, LARGE * 2 // 3)
     cell = max(narrow.width, NARROW), narrow.height + LABEL
     beside = len(large) * (wide.height + LABEL + GAP) + BAR + 24
@@ -95,14 +95,6 @@ def draw_attention(
         corner = start + i % columns * (cell[0] + GAP), MARGIN + HEADER + i // columns * (cell[1] + GAP)
         _paste(canvas, panel, narrow, corner, cell[0], at, pixels.shape[1])
     return canvas
-
-
-def _fitted(pixels: NDArray[np.uint8], side: int) -> Image.Image:
-    """The image with `side` pixels on its longer side."""
-    picture = Image.fromarray(pixels)
-    factor = side / max(picture.size)
-    size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
-    return picture.resize(size, Image.Resampling.LANCZOS if factor < 1 else Image.Resampling.BICUBIC)
 
 
 def _paste(

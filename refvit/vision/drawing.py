@@ -52,10 +52,7 @@ def _panel(
     pixels: NDArray[np.uint8], rows: Sequence[tuple[str, float, tuple[int, int, int] | None]], caption: str
 ) -> Image.Image:
     """The image beside a row for each name and number in [0, 1]. A row with a colour has a swatch and a bar of it."""
-    picture = Image.fromarray(pixels)
-    factor = PREVIEW / max(picture.size)
-    size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
-    picture = picture.resize(size, Image.Resampling.LANCZOS if factor < 1 else Image.Resampling.BICUBIC)
+    picture = fitted(pixels, PREVIEW)
     panel_height = 2 * MARGIN + ROW * len(rows) + 20
     canvas = Image.new("RGB", (picture.width + PANEL, max(picture.height, panel_height)), PAPER)
     canvas.paste(picture, (0, (canvas.height - picture.height) // 2))
@@ -78,6 +75,14 @@ def _panel(
         y += ROW
     draw.text((left, canvas.height - MARGIN - 12), fit(draw, caption, small, right - left), MUTED, small)
     return canvas
+
+
+def fitted(pixels: NDArray[np.uint8], side: int) -> Image.Image:
+    """The image (h, w, 3) with `side` pixels on its longer side."""
+    picture = Image.fromarray(pixels)
+    factor = side / max(picture.size)
+    size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
+    return picture.resize(size, Image.Resampling.LANCZOS if factor < 1 else Image.Resampling.BICUBIC)
 
 
 def fit(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, room: float) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from refvit.vision.drawing import INK, MARGIN, MUTED, PANEL, PAPER, fit
+from refvit.vision.drawing import INK, MARGIN, MUTED, PANEL, PAPER, fit, fitted
 from refvit.vision.palettes import vivid
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def draw_people(
     pairs of joints, between two such. boxes (n, 4): x, y, width, height. What is on a person's left and right has a colour of
     its own if the names of the joints say so: "left_eye", "right ankle".
     """
-    picture, factor = _enlarge(pixels)
+    picture, factor = fitted(pixels, SIDE), SIDE / max(pixels.shape[:2])
     fine = picture.resize((FINE * picture.width, FINE * picture.height), Image.Resampling.NEAREST)
     draw, scale = ImageDraw.Draw(fine), FINE * factor
     for x, y, w, h in boxes:
@@ -64,7 +64,7 @@ def draw_boxes(pixels: NDArray[np.uint8], rows: Sequence[tuple[str, float, Box, 
     """The image (h, w, 3) with labelled boxes. `rows`, most important first: label, score in [0, 1], (x0, y0, x1, y1) in
     pixels, and the index of the class, which gives the colour. Boxes are cut at the border of the image.
     """
-    picture, factor = _enlarge(pixels)
+    picture, factor = fitted(pixels, SIDE), SIDE / max(pixels.shape[:2])
     draw, font = ImageDraw.Draw(picture), ImageFont.load_default(FONT)
     found = [(label, score, _inside(box, factor, picture.size), _colour(index)) for label, score, box, index in rows]
     for _, _, box, colour in reversed(found):
@@ -110,14 +110,6 @@ def _side(name: str) -> str:
 
 def _colour(index: int) -> tuple[int, ...]:
     return tuple(vivid(index + 1)[index].tolist())
-
-
-def _enlarge(pixels: NDArray[np.uint8]) -> tuple[Image.Image, float]:
-    """The image with SIDE pixels on its longer side, and by how much it grew."""
-    picture = Image.fromarray(pixels)
-    factor = SIDE / max(picture.size)
-    size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
-    return picture.resize(size, Image.Resampling.LANCZOS if factor < 1 else Image.Resampling.BICUBIC), factor
 
 
 def _captioned(picture: Image.Image, caption: str) -> Image.Image:

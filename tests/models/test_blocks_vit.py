@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+from helpers.blocks import EPS, check, draw, normal
 from scipy.ndimage import zoom
 
 from refvit.errors import ShapeError
@@ -12,41 +13,7 @@ from refvit.models import layers, vit
 from refvit.ops import gelu, silu
 from refvit.weights.params import Params
 
-EXACT = 1e-12  # of max|expected|: what float64 may differ from the loops
-EPS32 = np.finfo(np.float32).eps
-EPS = 1e-3  # of the norms here: large, so that another one shows
 RULES = ("bicubic_antialias", "bicubic", "bilinear", "bilinear_corners")
-
-
-def check(block, loops, x, flat):
-    """block(x, p) is loops(x, p): in float64 to EXACT, in float32 to what that arithmetic loses.
-
-    The loss is measured: the same loops run in float32. Another order of the same sums may lose four times as much.
-    """
-
-    def run(function, dtype):
-        y = function(x.astype(dtype), Params({name: a.astype(dtype) for name, a in flat.items()}))
-        assert y.dtype == dtype
-        return y
-
-    got, low, want, own = run(block, "f8"), run(block, "f4"), run(loops, "f8"), run(loops, "f4")
-    assert got.shape == low.shape == want.shape
-    largest, lost = np.abs(want).max(), np.abs(own - want).max()
-    assert np.abs(got - want).max() <= EXACT * largest
-    assert np.abs(low - want).max() <= 4 * lost + 4 * EPS32 * largest
-
-
-def normal(*shape, seed=1):
-    """Random float64 that float32 holds exactly, as `draw` returns."""
-    return np.random.default_rng(seed).standard_normal(shape, np.float32).astype(np.float64)
-
-
-def draw(shapes, seed=0):
-    """Random parameters that keep the size of what goes through them."""
-    rng, flat = np.random.default_rng(seed), {}
-    for name, shape in shapes:
-        flat[name] = (rng.standard_normal(shape) / math.prod(shape[1:]) ** 0.5).astype(np.float32).astype(np.float64)
-    return flat
 
 
 def linear(x, p):

@@ -12,7 +12,6 @@ from safetensors.numpy import load_file, save_file
 
 import refvit
 from refvit import ops
-from refvit.cli import main
 from refvit.errors import WeightsError
 from refvit.weights import store
 from refvit.weights.embedded import load_embedded
@@ -167,20 +166,6 @@ def test_names_from_files_do_not_steer_the_terminal(run, tmp_path):
 
 
 # the command line
-
-
-@pytest.fixture
-def run(capsys):
-    def call(*args):
-        try:
-            code = main([str(a) for a in args])
-        except SystemExit as stop:
-            code = stop.code
-        out, err = capsys.readouterr()
-        assert "Traceback" not in out + err
-        return code, out, err
-
-    return call
 
 
 def test_convert_reports_and_writes(run, xxs, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from collections.abc import Mapping
@@ -35,16 +36,21 @@ IN_A_FOLDER = ("model.safetensors", "model.safetensors.index.json", "pytorch_mod
 class Checkpoint:
     """tensors by name; format is "safetensors", "shards", "npz" or "torch"; metadata as the file has it, text to text.
 
-    file: what was read, in a folder one of its files; sha256: of that file
+    file: what was read, in a folder one of its files
     wrappers: the keys that led to the tensors in a nested PyTorch file
     """
 
     file: Path
     format: str
-    sha256: str
     tensors: Mapping[str, Array]
     metadata: Mapping[str, str] = field(default_factory=dict)
     wrappers: tuple[str, ...] = ()
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """Of the file; computed when it is asked for, since refvit's own files have a digest of their tensors."""
+        with opened(self.file) as (f, _):
+            return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def read_checkpoint(path: str | os.PathLike[str], *, key: str | None = None, check_crc: bool = True) -> Checkpoint:
@@ -69,28 +75,26 @@ def read_checkpoint(path: str | os.PathLike[str], *, key: str | None = None, che
         if not size:
             raise WeightsError(f"{path}: empty (0 bytes); copy or download it again")
         head = f.read(HEAD)
-        f.seek(0)
-        sha256 = hashlib.file_digest(f, "sha256").hexdigest()
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= size - 8:  # first: a length may look like anything
         _no_key(path, key)
         tensors, metadata = read_safetensors(path)
-        return Checkpoint(path, "safetensors", sha256, tensors, metadata)
+        return Checkpoint(path, "safetensors", tensors, metadata)
     for start, what in REFUSED:
         if head.startswith(start):
             raise WeightsError(f"{path}: {what}")
     if head[:4] == b"PK\x03\x04":
         if _is_npz(head):
             _no_key(path, key)
-            return Checkpoint(path, "npz", sha256, read_npz(path))
+            return Checkpoint(path, "npz", read_npz(path))
         tensors, wrappers = state_of(read_torch_zip(path, check_crc=check_crc), key=key)
-        return Checkpoint(path, "torch", sha256, tensors, wrappers=tuple(wrappers))
+        return Checkpoint(path, "torch", tensors, wrappers=tuple(wrappers))
     if head.startswith(LEGACY) or head[257:262] == b"ustar":
         tensors, wrappers = state_of(read_torch_legacy(path), key=key)
-        return Checkpoint(path, "torch", sha256, tensors, wrappers=tuple(wrappers))
+        return Checkpoint(path, "torch", tensors, wrappers=tuple(wrappers))
     if head[:1] == b"{":
         _no_key(path, key)
         tensors, metadata = read_shards(path)
-        return Checkpoint(path, "shards", sha256, tensors, metadata)
+        return Checkpoint(path, "shards", tensors, metadata)
     if head[8:9] == b"{":
         read_safetensors(path)  # raises: the header is longer than the file
     raise WeightsError(f"{path}: none of safetensors, .npz and PyTorch; it begins with {head[:8]!r}")
