@@ -103,9 +103,10 @@ def load(
         Hugging Face hub ("mobilevit_s.cvnets_in1k", which needs huggingface_hub and is fetched once)
     weights: refvit's own file, or a public checkpoint of a known layout (safetensors, also in shards, PyTorch's .pth and .bin,
         .npz), a folder as the hub has them, or a dict of arrays
-    backend: "auto" or a name of `info()["backends"]`
-    dtype: "float32" (default), "float64" for golden values, "float16"
-    device, threads: for backends that have a choice; the numpy backend has none and takes None or "cpu", and None
+    backend: "numba", compiled kernels; "numpy", the definitions themselves; "auto" is the first of them that works here
+    dtype: "float32" (default); on the numpy backend also "float64", for golden values, and "float16"
+    device: None or "cpu"
+    threads: of the numba backend, by default one for each core that the process may use; numpy uses as many as its BLAS library
     labels: names of the classes, or a text or JSON file of them, in place of those that come with the weights
     fields: single fields to replace, by name
         of the pre-processing: resize, crop, enlarge, longest, interpolation, mean, std, channel_order
@@ -123,14 +124,10 @@ def load(
     overrides = sort(fields)
     if device not in (None, "cpu"):
         raise ConfigError(f'device: None or "cpu" expected, got {device!r}; no backend here has another device')
-    if threads is not None:
-        raise ConfigError(
-            "threads: the numpy backend uses as many as its BLAS library; set OPENBLAS_NUM_THREADS before starting"
-        )
     found = find(model, weights, overrides, **reading)
     if labels is not None:
         found = named(found, labels)
-    return Model(found, backend=backend, dtype=dtype)
+    return Model(found, backend=backend, dtype=dtype, threads=threads)
 
 
 _recent: OrderedDict[Any, Model] = OrderedDict()

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from refvit import backends
-from refvit.errors import ConfigError, ImageError, RefvitError, ShapeError, WeightsError
+from refvit.errors import ConfigError, ImageError, RefvitError, ShapeError, UnsupportedError, WeightsError
 from refvit.graph.cost import Summary, summarise
 from refvit.graph.ir import Array, Graph, Shape, ShapeOnly, dims
+from refvit.graph.profile import Profile
 from refvit.graph.trace import trace
 from refvit.models import architecture, config_from_dict
 from refvit.vision.attention import SOFTMAX, Attention, attention_maps, check_attends, query_point, seen
@@ -39,11 +40,11 @@ class Model:
 
     name, task: as in `refvit.list_models`, the name with its weights tag
     config, preprocess, postprocess, labels: as recorded with the weights
-    backend, dtype: what it runs on and in
+    backend, dtype, threads: what it runs on, in, and with how many; threads is None where the backend does not decide it
     input_size: (h, w) that the weights were evaluated at
     """
 
-    def __init__(self, weights: Weights, *, backend: str = "auto", dtype: Any = None) -> None:
+    def __init__(self, weights: Weights, *, backend: str = "auto", dtype: Any = None, threads: int | None = None) -> None:
         arch = architecture(weights.model)
         self._forward = arch.forward
         self.name, self.task = weights.name, arch.task
@@ -52,8 +53,9 @@ class Model:
         self.postprocess = from_dict(self.task, weights.postprocess)
         self.labels = None if weights.labels is None else check_labels(weights.labels, self.config.num_classes)
         self.dtype = _dtype_name(dtype)
-        self._backend = backends.get(backend)
+        self._backend = backends.get(backend, self.dtype)
         self.backend = self._backend.__name__.rpartition(".")[2]
+        self.threads, self._threads = self._backend.check_threads(threads), threads
         require(f"weights {weights.name}", arch.parameters(self.config), weights.params)
         self._weights, self._params = weights, weights.astype(self.dtype)
         if wrong := [n for n, a in self._params.items() if not np.isfinite(a).all()]:
@@ -67,7 +69,7 @@ class Model:
         self._executable = functools.lru_cache(SHAPES)(self._compile)
 
     def __reduce__(self) -> Any:
-        return functools.partial(Model, backend=self.backend, dtype=self.dtype), (self._weights,)
+        return functools.partial(Model, backend=self.backend, dtype=self.dtype, threads=self._threads), (self._weights,)
 
     def __repr__(self) -> str:
         return f"Model({self.name}, backend={self.backend}, dtype={self.dtype})"
@@ -110,6 +112,20 @@ class Model:
     def summary(self, shape: Shape | None = None, *, depth: int = 1) -> Summary:
         """Parameters, MACs and bytes by block, for an input of `shape` as in `graph`; `depth` opens the blocks further."""
         return summarise(self.name, self.graph(shape), depth)
+
+    def profile(self, x: Array, *, runs: int = 20) -> Profile:
+        """Where the time goes, for x as in a call: each step's time, MACs, GFLOP/s and bytes, medians over `runs` calls.
+
+        `print` it, or `.save("profile.svg")`. UnsupportedError on the numpy backend, which is not made to be timed.
+        """
+        if not isinstance(runs, int) or isinstance(runs, bool) or runs < 1:
+            raise ConfigError(f"runs: a whole number of at least 1 expected, got {runs!r}")
+        x = self._check(x)
+        executable = self._executable(x.shape)
+        if not hasattr(executable, "profile"):
+            raise UnsupportedError(f"profile: the {self.backend} backend has none; load the model with backend='numba'")
+        found: Profile = executable.profile(self.name, x, runs)
+        return found
 
     def infer(
         self, image: Any, *, boxes: Any = None, batch_size: int | None = None, allow_url: bool = False
@@ -254,7 +270,7 @@ class Model:
         return cast
 
     def _compile(self, shape: Shape) -> Any:
-        return self._backend.compile_graph(self.graph(shape))
+        return self._backend.compile_graph(self.graph(shape), self.threads)
 
 
 def _pair(sources: Iterator[Any], boxes: Any) -> Iterator[tuple[Any, Any]]:

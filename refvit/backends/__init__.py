@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import sys
 from typing import Any
 
 from refvit.errors import BackendError
 
-BACKENDS = ("numpy",)  # in the order in which "auto" prefers them
+BACKENDS = {"numpy": ("float32", "float64", "float16"), "numba": ("float32",)}  # and dtypes; in the order that "auto" prefers
 
 
 def reason(name: str) -> str | None:
     """Why the backend cannot be used on this machine and what to do; None if it can."""
     if name not in BACKENDS:
         return f"unknown backend {name!r}; known are auto, {', '.join(BACKENDS)}"
+    if name == "numba":
+        if missing := [m for m in ("numba", "llvmlite") if importlib.util.find_spec(m) is None]:
+            return f"{missing[0]} is not installed; pip install numba"
+        if sys.maxsize < 2**32 or sys.byteorder != "little":
+            return "a 64-bit little-endian processor is needed; the numpy backend runs everywhere"
     return None
 
 
-def get(name: str) -> Any:
-    """The backend's module, which has `compile_graph`. BackendError if it cannot be used."""
+def get(name: str, dtype: str = "float32") -> Any:
+    """The backend's module, which has `compile_graph`. BackendError if it cannot be used, or not in this dtype."""
     if name == "auto":
-        name = next(b for b in BACKENDS if reason(b) is None)
+        name = next(b for b, dtypes in BACKENDS.items() if reason(b) is None and dtype in dtypes)
     if (why := reason(name)) is not None:
         raise BackendError(why)
+    if dtype not in BACKENDS[name]:
+        able = [b for b, dtypes in BACKENDS.items() if dtype in dtypes]
+        raise BackendError(f"the {name} backend computes in {', '.join(BACKENDS[name])}; for {dtype} choose {', '.join(able)}")
     return importlib.import_module(f"refvit.backends.{name}")

@@ -26,7 +26,9 @@ def add(verbs: Any) -> None:
     infer.set_defaults(run=_infer)
     infer.add_argument("images", nargs="+", metavar="IMAGE", help="file, folder, glob pattern or (with --allow-url) URL")
     infer.add_argument("--model", metavar="NAME", help="see `refvit models`; default: the embedded mobilevit_xxs.cifar10")
-    infer.add_argument("--weights", metavar="FILE", help="refvit's own file, or a public checkpoint of any format")
+    infer.add_argument(
+        "--weights", metavar="FILE", help="refvit's own file, a public checkpoint of any format, or OWNER/NAME of the hub"
+    )
     infer.add_argument("--labels", metavar="FILE", help="names of the classes: one a line, or JSON")
     infer.add_argument("--top", type=positive, default=5, metavar="K", help="how many classes or boxes to show (default 5)")
     infer.add_argument("--json", action="store_true", help="one line of JSON an image")
@@ -34,6 +36,7 @@ def add(verbs: Any) -> None:
         "--save", metavar="OUT", help="picture of the answer (.png .jpg .webp) or data (.json); a folder for many"
     )
     infer.add_argument("--backend", default="auto", help="see `refvit info` (default auto)")
+    infer.add_argument("--threads", type=int, help="of the numba backend (default: one for each core)")
     infer.add_argument("--dtype", metavar="DTYPE", help="float32 (default), float64 or float16")
     infer.add_argument(
         "--batch-size", type=positive, metavar="N", help="inputs computed at once (default 8, fewer of large ones)"
@@ -68,7 +71,9 @@ def _infer(args: argparse.Namespace) -> int:
         raise ConfigError(f"--map {args.map}: a name ending in .png expected, which keeps every value")
     overrides = preprocessing(args) | dict(args.set)
     check_options(overrides)
-    model = refvit.load(args.model, args.weights, backend=args.backend, dtype=args.dtype, labels=args.labels, **overrides)
+    model = refvit.load(
+        args.model, args.weights, backend=args.backend, dtype=args.dtype, threads=args.threads, labels=args.labels, **overrides
+    )
     if model.name == DEFAULT:
         say(NOTICE)
     many, results = _results(model, args)

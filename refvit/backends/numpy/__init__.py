@@ -1,5 +1,5 @@
 """The reference backend: NumPy, any floating dtype, any intermediate."""
 
-from refvit.backends.numpy.interpreter import compile_graph
+from refvit.backends.numpy.interpreter import check_threads, compile_graph
 
-__all__ = ["compile_graph"]
+__all__ = ["check_threads", "compile_graph"]

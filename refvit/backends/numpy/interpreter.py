@@ -7,13 +7,19 @@ from collections.abc import Callable
 
 import numpy as np
 
-from refvit.errors import GraphError
+from refvit.errors import ConfigError, GraphError
 from refvit.graph.ir import OPS, Array, Graph
 
 Executable = Callable[[Array], dict[str, Array]]
 
 
-def compile_graph(graph: Graph) -> Executable:
+def check_threads(threads: int | None) -> None:
+    """ConfigError if a number is asked for: NumPy's BLAS library decides it for itself."""
+    if threads is not None:
+        raise ConfigError("threads: the numpy backend uses as many as its BLAS library; set OPENBLAS_NUM_THREADS before starting")
+
+
+def compile_graph(graph: Graph, threads: None = None) -> Executable:
     """Prepare to run `graph`, whose parameters are arrays of the dtype to run in.
 
     The result maps an input (n, 3, h, w) to the graph's outputs by public name. A value is dropped after its last use. It

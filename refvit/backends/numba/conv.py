@@ -1,0 +1,165 @@
+"""Dense convolutions and linear layers: weights packed into panels, work split into units, one kernel for all of them."""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from refvit.backends.numba.cpu import target
+from refvit.backends.numba.epilogue import ACT
+from refvit.backends.numba.layout import Place, matrix
+from refvit.backends.numba.program import Address, Argument, Buffer, Function, Instruction
+from refvit.graph.ir import Array
+
+UNIT_MACS = 8_000_000  # at most in a unit: about 80 microseconds
+LEAST_MACS = 500_000  # splitting further costs more than it balances
+UNITS = 16  # wanted of a large layer
+HEAVY_WEIGHTS = 1 << 19  # bytes: more are not read again for every run of rows
+SUM = 512  # terms added in a row: longer sums are made of such, or their rounding would exceed that of a blocked product
+FIELD_BYTES = 128
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Weights as the kernel reads them: panels of `vectors` registers of output channels, each (taps, c, width)."""
+
+    weight: Buffer
+    bias: Buffer | None
+    taps: int
+    depth: int  # input values of a tap
+    columns: int  # output channels
+    vectors: int
+    panels: int
+    last_vectors: int
+    last_lanes: int
+
+
+def pack(weight: Array, bias: Array | None) -> Packed:
+    """weight (k, taps, c) float32, bias (k,)."""
+    k, taps, depth = weight.shape
+    lanes = target().lanes
+    registers = -(-k // lanes)
+    vectors = min(registers, target().panel // lanes)
+    panels = -(-registers // vectors)
+    last = registers - (panels - 1) * vectors
+    padded = np.zeros((registers * lanes, taps * depth), np.float32)
+    padded[:k] = weight.reshape(k, taps * depth)
+    width = vectors * lanes
+    pieces = [padded[i * width : (i + 1) * width].T.reshape(-1) for i in range(panels)]
+    offsets = None
+    if bias is not None:
+        offsets = np.zeros(registers * lanes, np.float32)
+        offsets[:k] = bias
+    return Packed(
+        constant(np.concatenate(pieces)), None if offsets is None else constant(offsets),
+        taps, depth, k, vectors, panels, last, k - (registers - 1) * lanes,
+    )  # fmt: skip
+
+
+def constant(array: Array) -> Buffer:
+    return Buffer(array.size, array=np.ascontiguousarray(array))
+
+
+@functools.cache
+def zeros(size: int) -> Buffer:
+    """What taps outside of a map read."""
+    return constant(np.zeros(size, np.float32))
+
+
+@dataclass(frozen=True)
+class Taps:
+    """How a kernel's taps step over the map."""
+
+    size: tuple[int, int] = (1, 1)
+    stride: tuple[int, int] = (1, 1)
+    before: tuple[int, int] = (0, 0)  # padding above and to the left
+    dilation: tuple[int, int] = (1, 1)
+
+
+def conv(
+    x: Place, packed: Packed, out: Place, taps: Taps, *, residual: Place | None = None, relu: bool = False, act: str = "none"
+) -> list[Instruction]:
+    """conv2d without groups. x (n, c, h, w), out and residual (n, k, p, q): channels of stride 1, pixels of out row by row.
+
+    The residual is added before relu or act.
+    """
+    n, _, h, w = x.shape
+    p, q = out.shape[2:]
+    pixels = x.stride(0), x.stride(2), x.stride(3)
+    return _dense((n, h, w), x.address, x.buffer, pixels, packed, taps, (p, q), _rows(out), out, residual, relu, act)
+
+
+def linear(
+    x: Place, packed: Packed, out: Place, *, residual: Place | None = None, relu: bool = False, act: str = "none"
+) -> list[Instruction]:
+    """x (..., d), out and residual (..., k): the last axis has stride 1, the others are rows in the same order of memory."""
+    found = matrix(x.axes[:-1])
+    rows, step = (1, 0) if found is None else found
+    return _dense((1, 1, rows), x.address, x.buffer, (0, 0, step), packed, Taps(), (1, rows), _matrix(out), out,
+                  residual, relu, act)  # fmt: skip
+
+
+def _matrix(place: Place) -> tuple[int, int]:
+    found = matrix(place.axes[:-1])
+    if found is None:
+        raise ValueError(f"no matrix: {place}")
+    return 0, found[1]
+
+
+def _rows(place: Place) -> tuple[int, int]:
+    """(stride of an image, stride of a pixel) of a map whose pixels follow one another."""
+    _, _, h, w = place.axes
+    found = matrix((h, w))
+    if found is None or (place.shape[2] > 1 and place.shape[3] > 1 and place.stride(2) < place.stride(3)):
+        raise ValueError(f"no rows of pixels: {place}")
+    return place.stride(0), found[1]
+
+
+def _dense(
+    size: tuple[int, int, int], address: Address, buffer: Buffer, strides: tuple[int, int, int], packed: Packed, taps: Taps,
+    out_size: tuple[int, int], out_rows: tuple[int, int], out: Place, residual: Place | None, relu: bool, act: str,
+) -> list[Instruction]:  # fmt: skip
+    n, h, w = size
+    rows = math.prod(out_size)
+    runs, groups = split(n, rows, packed)
+    most = target().rows
+    added = None if residual is None else (_rows(residual) if len(residual.axes) == 4 else _matrix(residual))
+    sizes = {(rows * (i + 1) // runs) - (rows * i // runs) for i in range(runs)}
+    tiles: set[int] = set()
+    for r in sizes:
+        blocks = -(-r // most)
+        tiles |= {r * (i + 1) // blocks - r * i // blocks for i in range(blocks)}
+    args: list[Argument] = [
+        address, 4 * strides[0], 4 * strides[1], 4 * strides[2], h, w, packed.depth,
+        *taps.size, *taps.stride, *taps.before, *taps.dilation,
+        out.address, 4 * out_rows[0], out_rows[1], *out_size,
+        *((0, 0, 0) if residual is None or added is None else (residual.address, 4 * added[0], added[1])),
+        Address(packed.weight), 0 if packed.bias is None else Address(packed.bias), Address(zeros(packed.depth)),
+        int(relu or act == "relu"), ACT[act],
+        runs, packed.panels, groups,
+        packed.vectors, target().lanes, packed.last_vectors, packed.last_lanes,
+        max(1, SUM // packed.depth), packed.depth if packed.depth <= SUM else SUM, most,
+    ]  # fmt: skip
+    for vectors, used in ((packed.vectors, packed.panels > 1), (packed.last_vectors, True)):
+        args += [Function(f"tile_{m}x{vectors}") if m in tiles and used else 0 for m in range(1, most + 1)]
+    reads = [buffer, packed.weight, zeros(packed.depth)]
+    reads += [b for b in (packed.bias, residual and residual.buffer) if b is not None]
+    scratch = FIELD_BYTES + 8 * packed.taps * max(sizes)
+    macs = n * rows * packed.taps * packed.depth * packed.columns
+    return [Instruction("conv.dense", args, n * runs * groups, reads, [out.buffer], scratch, macs=macs)]
+
+
+def split(n: int, rows: int, packed: Packed) -> tuple[int, int]:
+    """(runs of rows in an image, runs of panels): units of some size, enough of them; large weights are walked once."""
+    macs = n * rows * packed.taps * packed.depth * packed.columns
+    units = min(max(UNITS, macs // UNIT_MACS), max(1, macs // LEAST_MACS))
+    wanted = max(1, -(-units // n))
+    most_runs = max(1, rows // target().rows)
+    if 4 * packed.taps * packed.depth * packed.columns >= HEAVY_WEIGHTS:
+        groups = min(packed.panels, wanted)
+        return min(most_runs, max(1, round(wanted / groups))), groups
+    runs = min(most_runs, wanted)
+    return runs, min(packed.panels, max(1, round(wanted / runs)))

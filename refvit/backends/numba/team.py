@@ -1,0 +1,123 @@
+"""The threads that run a program together: the caller and helpers that sleep between calls.
+
+One program runs at a time, with all the threads that were asked for; a second caller waits for its turn. That is faster than to
+share the processor among programs, and one arena and one scratch area a thread are enough for the whole process. The
+interpreter lock is free while a program runs.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import queue
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from refvit.backends.numba.objects import Objects
+from refvit.graph.ir import Array
+
+KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
+GENERATION, ACTIVE, PROGRAM, COUNT, COUNTERS, TICKS, YIELD, WORDS = 0, 8, 16, 17, 18, 19, 20, 24  # as in kernels/team.py
+COUNTER_WORDS = 16
+LINE = 64
+
+
+class Memory:
+    """Bytes aligned to a cache line that grow when more are asked for. What they held is lost then."""
+
+    def __init__(self) -> None:
+        self._raw = np.zeros(0, np.uint8)
+        self.address, self.size = 0, 0
+
+    def reserve(self, size: int) -> int:
+        """The address of at least `size` bytes."""
+        if size > self.size:
+            self._raw = np.empty(0, np.uint8)  # never hold both
+            self._raw = np.zeros(size + 2 * LINE, np.uint8)
+            self.address, self.size = self._raw.ctypes.data + -self._raw.ctypes.data % LINE, size
+        return self.address
+
+
+class Team:
+    """The threads, the arena and the scratch areas of this process."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.objects = Objects()
+        self.arena = Memory()
+        self._scratch: list[Memory] = [Memory()]
+        self._state = np.zeros(WORDS + LINE // 8, np.int64)
+        self._address = self._state.ctypes.data + -self._state.ctypes.data % LINE
+        self._words = self._state[(self._address - self._state.ctypes.data) // 8 :]
+        self._queues: list[queue.SimpleQueue[tuple[int, int]]] = []
+        self._run: Callable[[int, int, int], None] | None = None
+        self._close: Callable[[int, int, int], None] | None = None
+        self._words[YIELD] = ctypes.cast(_give_way(), ctypes.c_void_p).value or 0
+
+    def run(self, program: Array, counters: Array, scratch: int, threads: int, ticks: Array | None = None) -> None:
+        """Run instructions, int64 rows (kernel, args, units, need); the caller holds `lock`.
+
+        counters: int64 (instructions, 16), whatever they hold. scratch: bytes a thread needs. ticks: int64 (instructions,), set to
+        the clock at the end of each.
+        """
+        if self._run is None or self._close is None:
+            self.objects.require(["team.work", "team.close"])
+            self._run, self._close = KERNEL(self.objects["team.work"]), KERNEL(self.objects["team.close"])
+        while len(self._scratch) < threads:
+            self._scratch.append(Memory())
+        places = [memory.reserve(scratch) for memory in self._scratch[:threads]]
+        while len(self._queues) < threads - 1:
+            self._queues.append(queue.SimpleQueue())
+            threading.Thread(
+                target=_help, args=(self._queues[-1], self._run, self._address), daemon=True, name="refvit"
+            ).start()
+        counters[:] = 0
+        words = self._words
+        words[PROGRAM], words[COUNT], words[COUNTERS] = program.ctypes.data, len(program), counters.ctypes.data
+        words[TICKS] = 0 if ticks is None else ticks.ctypes.data
+        words[GENERATION] += 1  # odd: open
+        ticket = int(words[GENERATION])
+        for helper, place in zip(self._queues, places[1:], strict=False):
+            helper.put((ticket, place))
+        self._run(self._address, ticket, places[0])
+        self._close(self._address, 0, 0)
+
+
+def _help(jobs: queue.SimpleQueue[tuple[int, int]], run: Callable[[int, int, int], None], state: int) -> None:
+    while True:
+        ticket, scratch = jobs.get()
+        run(state, ticket, scratch)
+
+
+def _give_way() -> Any:
+    """The system's function that lets other threads run."""
+    if sys.platform == "win32":
+        return ctypes.windll.kernel32.SwitchToThread
+    return ctypes.CDLL(None).sched_yield
+
+
+_team: Team | None = None
+_making = threading.Lock()
+
+
+def team() -> Team:
+    """The team of this process, which a forked child has to form anew."""
+    global _team
+    with _making:
+        if _team is None:
+            _team = Team()
+        return _team
+
+
+def _forget() -> None:
+    """In a forked child: the helpers stayed with the parent, and so did whoever held a lock."""
+    global _team, _making
+    _team, _making = None, threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)

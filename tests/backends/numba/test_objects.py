@@ -1,0 +1,115 @@
+"""Object code on disk: found again, never stale, never trusted when damaged."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from refvit.backends.numba import objects
+
+SMALL = "tile_2x1"
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("REFVIT_CACHE", str(tmp_path))
+    monkeypatch.setattr(objects, "_memory", {})
+    objects.folder.cache_clear()
+    yield tmp_path
+    objects.folder.cache_clear()
+
+
+def test_a_kernel_is_compiled_once(cache, monkeypatch):
+    first = objects.Objects()
+    assert first.missing([SMALL]) == [SMALL]
+    assert first[SMALL]
+    assert objects.Objects().missing([SMALL]) == []
+    monkeypatch.setattr(objects.Objects, "compile", lambda *_: pytest.fail("compiled again"))
+    monkeypatch.setattr(objects, "_memory", {})
+    assert objects.Objects()[SMALL]
+
+
+def test_a_damaged_file_is_compiled_again(cache):
+    objects.Objects().require([SMALL])
+    (file,) = cache.rglob("*.o")
+    code = bytearray(file.read_bytes())
+    code[len(code) // 2] ^= 1
+    file.write_bytes(bytes(code))
+    objects._memory.clear()
+    assert objects.Objects().missing([SMALL]) == [SMALL]
+    objects.Objects().require([SMALL])
+    assert file.read_bytes() != bytes(code)
+
+
+def test_no_folder_to_write_to(tmp_path, monkeypatch, caplog):
+    file = tmp_path / "file"
+    file.write_text("not a folder")
+    monkeypatch.setenv("REFVIT_CACHE", str(file))
+    monkeypatch.setattr(objects, "_memory", {})
+    objects.folder.cache_clear()
+    try:
+        assert objects.Objects()[SMALL]
+        assert "REFVIT_CACHE" in caplog.text
+        assert len(caplog.records) == 1
+    finally:
+        objects.folder.cache_clear()
+
+
+def test_the_key_follows_every_file_and_the_processor(tmp_path, monkeypatch):
+    keys = [objects.key()]
+    copy = tmp_path / "numba"
+    for path in objects.HERE.rglob("*.py"):
+        target = copy / path.relative_to(objects.HERE)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(path.read_bytes())
+    monkeypatch.setattr(objects, "HERE", copy)
+    assert objects.key() == keys[0]
+    for name in ("simd.py", "kernels/conv.py", "microkernel.py"):
+        with (copy / name).open("a") as file:
+            file.write("# edited\n")
+        keys.append(objects.key())
+    (copy / "kernels" / "new.py").write_text("")
+    keys.append(objects.key())
+    other = objects.target().__class__("haswell", "+avx2", 8, 6, 16)
+    monkeypatch.setattr(objects, "target", lambda: other)
+    keys.append(objects.key())
+    monkeypatch.setattr(objects, "FASTMATH", {"contract"})
+    keys.append(objects.key())
+    assert len(set(keys)) == len(keys)
+
+
+def test_an_edited_kernel_is_never_stale(tmp_path):
+    """Another process with another version of a kernel's source, and the same cache."""
+    source = Path(objects.HERE).parents[1]
+    package = tmp_path / "refvit"
+    for path in source.rglob("*"):
+        if path.is_file() and path.suffix in (".py", ".json", ".txt") or path.name == "py.typed":
+            target = package / path.relative_to(source)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(path.read_bytes())
+    script = (
+        "import ctypes, json, numpy as np\n"
+        "from refvit.backends.numba.objects import Objects\n"
+        "a = np.zeros(4, np.int64)\n"
+        "objects = Objects()\n"
+        "code = objects['probe.seven']\n"
+        "ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 3)(code)(a.ctypes.data, 0, 0)\n"
+        "print(json.dumps(int(a[0])))\n"
+    )
+    probe = package / "backends" / "numba" / "kernels" / "probe.py"
+    seen = []
+    for value in (7, 7, 8):
+        probe.write_text(
+            "from refvit.backends.numba.simd import set_arg\n\n\ndef seven(a, unit, scratch):\n    set_arg(a, 0, %d)\n" % value
+        )
+        environment = os.environ | {"PYTHONPATH": str(tmp_path), "REFVIT_CACHE": str(tmp_path / "cache")}
+        done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        seen.append(json.loads(done.stdout))
+    assert seen == [7, 7, 8]
+    assert len(list((tmp_path / "cache" / "kernels").iterdir())) == 2
+    assert len(list((tmp_path / "cache").rglob("*.o"))) == 2
+    assert not list((tmp_path / "cache").rglob("*.part"))
