@@ -21,7 +21,7 @@ from refvit.loading import READING, Labels, WeightsSource, find, named, read_nam
 from refvit.model import Model, architecture_graph
 from refvit.models import matching
 from refvit.vision.result import Result
-from refvit.weights import hub
+from refvit.weights import hub, repository
 from refvit.weights.embedded import DEFAULT, EMBEDDED, say_once
 
 if TYPE_CHECKING:
@@ -101,8 +101,9 @@ def load(
 
     model: a name of `list_models`; with a weights tag the weights that come with refvit ("mobilevit_xxs.cifar10") or are on the
         Hugging Face hub ("mobilevit_s.cvnets_in1k", which needs huggingface_hub and is fetched once)
-    weights: refvit's own file, or a public checkpoint of a known layout (safetensors, also in shards, PyTorch's .pth and .bin,
-        .npz), a folder as the hub has them, or a dict of arrays
+    weights: refvit's own file, or a public checkpoint of a known layout (safetensors and PyTorch's .bin, also in shards, .pth,
+        .npz), a folder as the hub has them, OWNER/NAME[/FILE][@REVISION] of the Hugging Face hub (a path that exists goes
+        first), or a dict of arrays
     backend: "numba", compiled kernels; "numpy", the definitions themselves; "auto" is the first of them that works here
     dtype: "float32" (default); on the numpy backend also "float64", for golden values, and "float16"
     device: None or "cpu"
@@ -142,7 +143,9 @@ def _recent_model(model: str | None, weights: WeightsSource | None, options: dic
         return load(model, weights, **options)
     try:
         stamp: Any = None
-        if weights is not None:
+        if isinstance(weights, str) and repository.parse(weights):
+            stamp = weights  # what a branch leads to is looked up once
+        elif weights is not None:
             status = Path(weights).stat()
             stamp = (os.path.realpath(weights), status.st_mtime_ns, status.st_size)
         key = (model, stamp, tuple((k, tuple(v) if isinstance(v, list) else v) for k, v in sorted(options.items())))

@@ -2,7 +2,15 @@
 
 
 class RefvitError(Exception):
-    """Base of all of refvit's own errors."""
+    """Base of all of refvit's own errors.
+
+    arguments: the parts of the message that are arguments of a Python call, name=value; the command line, where the same is
+        called otherwise, puts its own spelling in their place
+    """
+
+    def __init__(self, message: object = "", *arguments: str) -> None:
+        super().__init__(message)
+        self.arguments = arguments
 
 
 class ShapeError(RefvitError, ValueError):

@@ -15,8 +15,9 @@ from refvit.models import architecture, config_from_dict, matching
 from refvit.vision import postprocess
 from refvit.vision.labels import check_labels, read_labels
 from refvit.vision.preprocess import Preprocess
+from refvit.weights import repository
 from refvit.weights.check import require
-from refvit.weights.embedded import DEFAULT, EMBEDDED, how_to_get, load_embedded
+from refvit.weights.embedded import DEFAULT, EMBEDDED, FILE, how_to_get, load_embedded
 from refvit.weights.hub import fetch, known
 from refvit.weights.readers.checkpoint import read_checkpoint
 from refvit.weights.store import Weights, parse
@@ -85,13 +86,17 @@ def sort(fields: Mapping[str, Any]) -> Overrides:
 def find(model: str | None, weights: WeightsSource | None, overrides: Overrides, *, tag: str = "", **reading: Any) -> Weights:
     """The weights that `refvit.load(model, weights)` means.
 
+    weights: arrays, a path, or the id of a repository of the hub, see `repository`. A path that exists always goes first. Tags
+        and ids cannot be taken for each other: an id has a slash, and a tag is given as the model.
     tag: what weights of a foreign layout are called, where the name does not say it
     reading: key and check_crc of `read_checkpoint`
     """
     if not isinstance(model, (str, type(None))):
         raise ConfigError(f"model: a name from list_models() expected, got {type(model).__name__}")
     if not isinstance(weights, (str, os.PathLike, Mapping, type(None))):
-        raise ConfigError(f"weights: a file, a folder or a dict of arrays expected, got {type(weights).__name__}")
+        raise ConfigError(
+            f"weights: a file, a folder, an id of the hub or a dict of arrays expected, got {type(weights).__name__}"
+        )
     if model is None and weights is None:
         model = DEFAULT
     name, _, given_tag = (model or "").partition(".")
@@ -108,12 +113,14 @@ def find(model: str | None, weights: WeightsSource | None, overrides: Overrides,
         if model in EMBEDDED:
             raise taken
         return convert(weights, **options)
-    checkpoint = read_checkpoint(weights, **reading)
+    path, folder, origin = _located(weights)
+    checkpoint = read_checkpoint(path, **reading)
     if "refvit" not in checkpoint.metadata:
         if model in EMBEDDED:
             raise taken
-        return convert_checkpoint(checkpoint, folder=Path(weights), **options)
+        return convert_checkpoint(checkpoint, folder=folder, source=origin, **options)
     found = parse(checkpoint.file, checkpoint.tensors, checkpoint.metadata)
+    found = dataclasses.replace(found, source={**found.source, **origin})
     arch = architecture(found.model)
     config = config_from_dict(arch.config, found.config)
     require(f"{checkpoint.file}: weights {found.name}", arch.parameters(config), found.params)
@@ -126,6 +133,16 @@ def find(model: str | None, weights: WeightsSource | None, overrides: Overrides,
     return overrides.apply(found)
 
 
+def _located(weights: str | os.PathLike[str]) -> tuple[Path, Path, dict[str, Any]]:
+    """(file or folder, where its configuration may lie, what to record of where it was got)."""
+    place = repository.parse(weights) if isinstance(weights, str) else None
+    if place is None:
+        return Path(weights), Path(weights), {}
+    got = repository.fetch(place)
+    origin = {"repository": got.repository, "revision": got.commit}
+    return got.file, got.file if got.alone else got.file.parent, origin
+
+
 def _by_tag(name: str) -> Weights:
     """Weights that need no file: embedded, or of the hub."""
     if name in EMBEDDED:
@@ -134,8 +151,8 @@ def _by_tag(name: str) -> Weights:
     if known(name):
         return fetch(name)
     if dot:
-        raise UnknownModelError(f"{name}: refvit knows no such weights; {how_to_get(model)}")
-    raise WeightsError(f"{name}: its weights do not come with refvit; {how_to_get(name)}")
+        raise UnknownModelError(f"{name}: refvit knows no such weights; {how_to_get(model)}", FILE)
+    raise WeightsError(f"{name}: its weights do not come with refvit; {how_to_get(name)}", FILE)
 
 
 def named(weights: Weights, labels: Labels) -> Weights:

@@ -1,7 +1,10 @@
 """The command line: what it prints where, what it writes, and its exit codes."""
 
+import argparse
+import importlib.util
 import json
 import os
+import pickle
 import subprocess
 import sys
 import warnings
@@ -392,7 +395,8 @@ def refvit_process(command, **variables):
 def test_a_process(image):
     done = refvit_process(f"refvit infer {image} --json --backend tpu")
     assert (done.returncode, done.stdout) == (3, "")
-    assert done.stderr.splitlines() == ["refvit: error: unknown backend 'tpu'; known are auto, numpy"]
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("refvit: error: unknown backend 'tpu'; known are auto, numpy")
 
 
 @pytest.mark.parametrize("reader", ["head -1", "true"])
@@ -408,3 +412,91 @@ def test_a_terminal_that_cannot_print_the_name(image, tmp_path):
     done = refvit_process(f"refvit infer {tmp_path}/*.png --top 1", PYTHONIOENCODING="ascii")
     assert "Traceback" not in done.stderr
     assert done.returncode == 0
+
+
+# what an error tells to give
+
+
+@pytest.fixture
+def nested(tmp_path):
+    """A checkpoint with two models in it, without checksums."""
+    spec = importlib.util.spec_from_file_location("handmade", Path(__file__).parent / "weights" / "readers" / "handmade.py")
+    h = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(h)
+    pairs = [(h.text(key), h.mapping([("w", h.vector("0", 4))])) for key in ("model", "model_ema", "it's")]
+    entries = h.torch_entries(h.pickle(h.mapping(pairs)), {"0": bytes(range(16))})
+    (tmp_path / "two.pth").write_bytes(h.archive(entries))
+    for entry in entries:
+        entry.crc = 0
+    (tmp_path / "no_crc.pth").write_bytes(h.archive(entries))
+    return tmp_path
+
+
+def test_an_error_names_what_can_be_typed(run, image, nested):
+    two, bare = nested / "two.pth", nested / "no_crc.pth"
+    (line,) = errors(run("convert", two)[2])
+    assert "say which one by --key model (1 tensors) or --key model_ema (1 tensors)" in line
+    (line,) = errors(run("infer", image, "--model", "mobilevit_xxs", "--weights", two)[2])
+    assert "say which one by --set key=model (1 tensors) or --set key=model_ema (1 tensors)" in line
+    (line,) = errors(run("convert", bare)[2])
+    assert line.endswith("give --no-crc") and "layout" in errors(run("convert", bare, "--no-crc", "--key", "model")[2])[0]
+    (line,) = errors(run("infer", image, "--model", "mobilevit_xxs", "--weights", bare)[2])
+    assert line.endswith("give --set check_crc=false")
+    line = errors(run("infer", image, "--model", "mobilevit_xxs", "--weights", bare, "--set", "check_crc=false")[2])[0]
+    assert "--set key=" in line
+    with pytest.raises(refvit.errors.WeightsError, match="give check_crc=False"):  # and in Python what Python takes
+        refvit.load("mobilevit_xxs", bare)
+
+
+def test_the_model_and_options_of_a_layout_are_asked_for(run, golden, image, tmp_path):
+    path = golden("vit_tiny_patch16_224.timm").save(tmp_path / "model=vit.safetensors")  # what looks so is left alone in a name
+    (line,) = errors(run("infer", image, "--weights", path)[2])
+    assert line.endswith("say which by --model") and "model=vit.safetensors: these tensors fit" in line
+    (line,) = errors(run("convert", path)[2])
+    assert line.endswith("say which by --model") and "model=vit.safetensors: " in line
+    options = ("--model", "vit_tiny_patch16_224", "--no-check", "--to", "timm", "-o", tmp_path / "out.safetensors")
+    (line,) = errors(run("convert", golden("vit_tiny_patch16_224.jax").save(tmp_path / "jax.safetensors"), *options)[2])
+    assert "say --told gelu --told position_resize (" in line
+    (line,) = errors(run("infer", image, "--model", "mobilevit_s")[2])
+    assert "or give a file by --weights FILE" in line
+    (line,) = errors(run("summary", "hrvit_b1.in1k")[2])
+    assert "give a file by weights=FILE" in line  # this command has no option for it
+
+
+def test_options_without_a_name_of_their_own_are_set(run, golden, tmp_path):
+    state = golden("hrnet_w18_small_seg").state()
+    head = {name: a[:7] for name, a in state.items() if name.startswith("last_layer.3.")}
+    from safetensors.numpy import save_file
+
+    save_file({k: np.ascontiguousarray(a) for k, a in (state | head).items()}, tmp_path / "a.safetensors")
+    (line,) = errors(run("convert", tmp_path / "a.safetensors")[2])
+    assert "say --set align_corners=VALUE (see the repository that trained it)" in line
+
+
+@pytest.mark.parametrize(
+    ("argument", "given", "typed"),
+    [
+        ("key='a b'", {"key": None}, "--key 'a b'"),
+        ("told=['a', 'b']", {"told": []}, "--told a --told b"),
+        ("batch_size=1", {"batch_size": None}, "--batch-size 1"),
+        ("flip=False", {"set": []}, "--set flip=false"),
+        ("scales=[1, 2]", {"set": []}, "--set scales=[1, 2]"),
+        ("key='a\"b'", {"set": []}, "--set key='a\"b'"),
+        ("check_crc=False", {"no_crc": False, "set": []}, "--no-crc"),
+        ("weights=FILE", {"weights": None}, "--weights FILE"),
+        ("weights=FILE", {}, "weights=FILE"),
+        ("model=", {"model": None}, "--model"),
+    ],
+)
+def test_how_an_argument_is_typed(argument, given, typed):
+    from refvit.cli.common import typed as spelled
+
+    inner = refvit.errors.WeightsError(f"say {argument} now", argument)
+    outer = refvit.errors.ConfigError(f"{argument}.pth: {inner}")
+    outer.__cause__ = inner
+    assert spelled(outer, argparse.Namespace(**given)) == f"{argument}.pth: say {typed} now"
+
+
+def test_errors_survive_pickling():
+    error = pickle.loads(pickle.dumps(refvit.errors.WeightsError("say key=1", "key=1")))
+    assert (str(error), error.arguments) == ("say key=1", ("key=1",))

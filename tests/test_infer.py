@@ -204,16 +204,16 @@ def test_an_image_the_network_cannot_take_fails_alone(monkeypatch):
 
 
 def test_too_little_memory_fails_alone(demo, monkeypatch):
-    def compile_graph(graph):
+    def compile_graph(graph, *more):
         if graph.inputs["input"].shape[0] > 1:
             raise MemoryError
-        return run(graph)
+        return run(graph, *more)
 
     model = refvit.load()
     run = model._backend.compile_graph
     monkeypatch.setattr(model._backend, "compile_graph", compile_graph)
     assert [r.label for r in model.infer([PIXELS, OTHER])] == [demo.infer(PIXELS).label, demo.infer(OTHER).label]
-    monkeypatch.setattr(model._backend, "compile_graph", lambda graph: (_ for _ in ()).throw(MemoryError()))
+    monkeypatch.setattr(model._backend, "compile_graph", lambda *_: (_ for _ in ()).throw(MemoryError()))
     results = list(refvit.load().infer([PIXELS, OTHER]))
     assert all("not enough memory" in str(r.error) for r in results)
 

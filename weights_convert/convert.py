@@ -31,8 +31,9 @@ from weights_convert import (
     vit_timm,
     vit_transformers,
 )
+from weights_convert.exported import read_record
 from weights_convert.layout import Layout
-from weights_convert.sidecar import NOTHING, Sidecar, read_sidecar
+from weights_convert.sidecar import NOTHING, Sidecar, beside_file, of_transformers, read_sidecar
 
 LAYOUTS = (
     vit_timm.LAYOUT,
@@ -77,7 +78,7 @@ def convert(
     for name, a in state.items():
         if not isinstance(name, str) or not isinstance(a, np.ndarray):
             raise WeightsError(f"a dict of names and NumPy arrays expected, got {name!r:.40}: {type(a).__name__}")
-    layout, prefix = _recognise(state)
+    layout, prefix = recognise(state)
     if prefix:
         state = {name.removeprefix(prefix): a for name, a in state.items()}
         source = {"prefix": prefix, **(source or {})}
@@ -85,36 +86,38 @@ def convert(
     for name, a in params.items():
         if a.dtype.kind != "f":
             raise WeightsError(f"{name}: floating-point values expected, got {a.dtype}")
-    config = {**beside.config, **(config or {})}
-    name, settings = _identify(layout, params, model, config)
-    for field, value in beside.expected.items():
-        if getattr(settings, field) != value:
-            raise WeightsError(
-                f"config.json says {field} {value!r:.60}, and {name} has {getattr(settings, field)!r}; this is another model, "
-                "or model= names the wrong one"
-            )
+    name, settings = _identify(layout, params, model, config or {}, beside)
     arch = architecture(name)
+    given = {*(config or ()), *(preprocess or ()), *(postprocess or ()), *(() if labels is None else ["labels"])}
     # A map or a pose is of the whole image: what a processor crops would be lost.
-    pixels = {k: v for k, v in beside.preprocess.items() if arch.task == "classification" or k not in ("resize", "crop")}
+    whole = arch.task == "classification" or beside.complete
+    pixels = {k: v for k, v in beside.preprocess.items() if whole or k not in ("resize", "crop")}
     preprocess = {**pixels, **(preprocess or {})}
+    postprocess = replaced(beside.postprocess, postprocess or {})
     labels = beside.labels if labels is None else labels
-    told = {*config, *preprocess, *(postprocess or {})}
-    reasons = {field: text for field, text in layout.assumed(name, settings).items() if field not in told}
-    names = default_labels(arch.task, settings.num_classes)
+    told = {*beside.config, *(config or {}), *preprocess, *postprocess}
+    reasons = {} if beside.complete else layout.assumed(name, settings)
+    reasons = {field: text for field, text in reasons.items() if field not in told}
+    names = None if beside.complete else default_labels(arch.task, settings.num_classes)
     published = layout.preprocess(name, settings)
     published_post = layout.postprocess(name, settings)
     assumed = [field for field in {**published, **published_post, **reasons} if field not in told]
     if labels is None and names:
         assumed.append("labels")
-    post = replaced(published_post, postprocess or {})
+    still = [field for field in beside.assumed if field not in given]
+    assumed += still
+    reasons |= {field: beside.source[field] for field in still if field in beside.source}
+    known: dict[str, Any] = {"exported_from": dict(beside.source)} if beside.source else {}
+    known |= {"configuration": list(beside.files)} if beside.files else {}
+    post = replaced(published_post, postprocess)
     return Weights(
         model=name,
-        tag=tag,
+        tag=tag or beside.tag,
         config=dataclasses.asdict(settings),
         preprocess=Preprocess.from_dict({**published, **preprocess}).to_dict(),
         postprocess=post_from_dict(arch.task, post).to_dict(),
         labels=names if labels is None else check_labels(labels, settings.num_classes),
-        source={"layout": layout.name, "assumed": assumed, **reasons, **(source or {})},
+        source={"layout": layout.name, "assumed": assumed, **reasons, **(source or {}), **known},
         params={n: frozen(np.array(params[n], order="C", copy=copy or None)) for n, _ in arch.parameters(settings)},
     )
 
@@ -122,8 +125,9 @@ def convert(
 def convert_file(path: str | os.PathLike[str], *, key: str | None = None, check_crc: bool = True, **options: Any) -> Weights:
     """Convert a file of any format, or a folder as the Hugging Face hub has them; key and check_crc as in `read_checkpoint`.
 
-    The other options are those of `convert`; they go before what config.json and preprocessor_config.json of a folder say.
-    The file's name and sha256 are recorded as its source.
+    The other options are those of `convert`; they go before what is written beside the tensors: in the metadata of a file that
+    `export_file` wrote, in config.json and preprocessor_config.json of a folder, in the same of transformers beside a file of
+    transformers. The file's name and sha256 are recorded as its source.
     """
     return convert_checkpoint(read_checkpoint(path, key=key, check_crc=check_crc), folder=Path(path), **options)
 
@@ -134,14 +138,18 @@ def convert_checkpoint(checkpoint: Checkpoint, *, folder: Path | None = None, **
     if checkpoint.wrappers:
         source["key"] = ".".join(checkpoint.wrappers)
     options["source"] = {**source, **(options.get("source") or {})}
-    beside = read_sidecar(folder) if folder is not None and folder.is_dir() else NOTHING
     try:
+        beside = read_record(checkpoint.metadata, checkpoint.tensors)
+        if beside is None and folder is not None and folder.is_dir():
+            beside = read_sidecar(folder)
+        elif beside is None:
+            beside = beside_file(checkpoint.file, recognise(checkpoint.tensors)[0].name)
         return convert(checkpoint.tensors, beside=beside, copy=False, **options)
     except WeightsError as error:
         raise WeightsError(f"{checkpoint.file}: {error}") from error
 
 
-def _recognise(state: Mapping[str, Array]) -> tuple[Layout, str]:
+def recognise(state: Mapping[str, Array]) -> tuple[Layout, str]:
     """The one layout that matches, and the prefix of all names without which it does: trainers put one before a model's own."""
     for prefix in ("", *PREFIXES):
         if state and all(name.startswith(prefix) for name in state):
@@ -161,12 +169,28 @@ def _recognise(state: Mapping[str, Array]) -> tuple[Layout, str]:
     )
 
 
-def _identify(layout: Layout, params: Mapping[str, Array], model: str | None, given: Mapping[str, Any]) -> tuple[str, Any]:
-    """The model whose parameters these are exactly, and its config. If none fits, the error compares with the nearest."""
+def _identify(
+    layout: Layout, params: Mapping[str, Array], model: str | None, given: Mapping[str, Any], beside: Sidecar
+) -> tuple[str, Any]:
+    """The model whose parameters these are exactly, and its config. If none fits, the error compares with the nearest.
+
+    WeightsError as well if what is told beside the tensors is of another model.
+    """
+    other = f"if {beside.origin} belongs to other weights, put this file into a folder of its own"
+    if of_transformers(layout.name) and beside.model_type not in (None, layout.name.partition(".")[0]):
+        raise WeightsError(
+            f"{beside.origin} says model_type {beside.model_type!r:.60}, and the layout is {layout.name}; {other}"
+        )
+    if beside.complete:
+        other = "do not trust it: get the file again"
+    if beside.model is not None and model not in (None, beside.model):
+        raise WeightsError(f"{beside.origin} says that it holds {beside.model}, not {model}")
+    model = model or beside.model
+    asked, given = given, {**beside.config, **given}
     if model is not None and model not in layout.models:
         raise WeightsError(f"layout {layout.name} holds {', '.join(layout.models)}, not {model}")
     options = {field for name in layout.models for field in architecture(name).options}
-    if unknown := [field for field in given if field not in options]:
+    if unknown := [field for field in (asked if beside.complete else given) if field not in options]:
         raise WeightsError(
             f"{', '.join(unknown)}: no option of layout {layout.name}; its are {', '.join(sorted(options)) or 'none'}"
         )
@@ -179,14 +203,23 @@ def _identify(layout: Layout, params: Mapping[str, Array], model: str | None, gi
     differing = {name: len(differences(architecture(name).parameters(c), params)) for name, c in configs.items()}
     same = [name for name, count in differing.items() if not count]
     if model is None and len(same) > 1:
-        raise WeightsError(f"these tensors fit {' and '.join(same)}; say which by model=")
+        raise WeightsError(f"these tensors fit {' and '.join(same)}; say which by model=", "model=")
     name = model or min(differing, key=lambda n: differing[n])
     if same and name not in same:
         raise WeightsError(f"this is a complete {same[0]} checkpoint, not one of {name}")
     require(f"no {name} checkpoint", architecture(name).parameters(configs[name]), params)
     if undecided := [field for field, value in fields.items() if value is None]:
+        say = [f"{field}=" for field in undecided]
         raise WeightsError(
             f"{name}: neither the tensors nor the number of classes, {configs[name].num_classes}, tell "
-            f"{' or '.join(undecided)}; say {'= and '.join(undecided)}= (see the repository that trained it)"
+            f"{' or '.join(undecided)}; say {' and '.join(say)} (see the repository that trained it)",
+            *say,
         )
+    for field, value in beside.expected.items():
+        if getattr(configs[name], field) != value:
+            raise WeightsError(
+                f"{beside.origin} says {field} {value!r:.60}, and {name} has {getattr(configs[name], field)!r}; this is "
+                f"another model, or model= names the wrong one; {other}",
+                "model=",
+            )
     return name, configs[name]

@@ -11,14 +11,13 @@ reads the file is told. Two differences are removed instead, by other weights fo
 The counters of batch norms (num_batches_tracked) belong to a checkpoint of PyTorch and not to the model. They are written as 0,
 so that the keys are those of the original and loading is strict. Parts for training only (auxiliary heads, poolers) are not in
 refvit's weights and cannot be written. Nor is pre- or post-processing in the tensors: where it is not the published one, a note
-says so.
+says so; the metadata of a safetensors file hold it all, so that `convert` finds it there again.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import io
-import json
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -36,6 +35,7 @@ from refvit.vision.preprocess import Preprocess
 from refvit.weights.check import require
 from refvit.weights.store import Weights, serialised
 from weights_convert.convert import LAYOUTS, convert
+from weights_convert.exported import KEY, record
 from weights_convert.layout import Layout
 
 PROJECTS = ("timm", "transformers", "cvnets", "cvnets_v2", "jax", "mmseg", "mmpose")  # short names that layouts have in theirs
@@ -67,7 +67,8 @@ class Exported:
 
     layout: str
     state: dict[str, Array]  # copies
-    preprocess: dict[str, Any]  # what these tensors need, in the layout's channel order
+    weights: Weights  # the same, in the channel order of the layout and with its biases
+    told: tuple[str, ...]  # fields of the config that tensors and layout do not tell
     notes: tuple[str, ...]  # what was changed, and what the tensors do not tell
 
 
@@ -97,7 +98,7 @@ def export_file(weights: Weights, layout: str, path: str | os.PathLike[str], *, 
     """Write what `export` gives, whole or not at all, as safetensors; where the name ends in .npz, as NumPy's archive.
 
     The metadata of safetensors hold, as JSON under "refvit_export", what the tensors do not: model, config, pre- and
-    post-processing, labels, source, notes. An .npz has none.
+    post-processing, labels, source, notes; `convert_file` reads them back. An .npz has none.
     """
     path = Path(path)
     if path.suffix not in (".safetensors", ".npz"):
@@ -108,19 +109,9 @@ def export_file(weights: Weights, layout: str, path: str | os.PathLike[str], *, 
         np.savez(buffer, **arrays)
         write_atomic(path, buffer.getvalue())
         return done
-    record = {
-        "layout": done.layout,
-        "model": weights.model,
-        "tag": weights.tag,
-        "config": dict(weights.config),
-        "preprocess": done.preprocess,
-        "postprocess": dict(weights.postprocess),
-        "labels": None if weights.labels is None else list(weights.labels),
-        "source": dict(weights.source),
-        "notes": list(done.notes),
-    }
     # transformers refuses files without a "format"; "pt" is what all of the Hugging Face hub say.
-    write_atomic(path, serialised(done.state, {"format": "pt", "refvit_export": json.dumps(record)}))
+    metadata = {"format": "pt", KEY: record(done.weights, done.layout, done.state, done.told, done.notes)}
+    write_atomic(path, serialised(done.state, metadata))
     return done
 
 
@@ -139,9 +130,11 @@ def prepare(weights: Weights, layout: str, *, told: Collection[str] = ()) -> Exp
     others = [name for name in names if name == names[name] != exported.layout and _expresses(weights, name, told)]
     hints = MATTERS | {field: hint for (project, field), hint in HINTS.items() if project in exported.layout.split(".")}
     known = [f"{field}: {hints[field]}" for field in differing if field in hints]
+    say = f"told={[*told, *differing]}"
     raise WeightsError(
         f"{weights.name}: layout {exported.layout} implies {listed}; write {' or '.join(others) or 'no other layout'}, or, if "
-        f"whoever reads the file is told, say told={[*told, *differing]}" + (f" ({'; '.join(known)})" if known else "")
+        f"whoever reads the file is told, say {say}" + (f" ({'; '.join(known)})" if known else ""),
+        say,
     )
 
 
@@ -161,7 +154,7 @@ def _write(weights: Weights, name: str, told: Collection[str]) -> tuple[Exported
         other = [key for key, value in mine.items() if value != published[key]]
         notes += [f"{key}: {mine[key]!r}, in this layout {published[key]!r} is published" for key in other]
     differing = {field: (ours[field], back.config[field]) for field in hidden if field not in {*told, *untold}}
-    return Exported(name, state, dict(fitted.preprocess), tuple(notes)), differing
+    return Exported(name, state, fitted, tuple(field for field in hidden if field not in untold), tuple(notes)), differing
 
 
 def _fit(weights: Weights, layout: Layout) -> tuple[Weights, list[str]]:

@@ -2,6 +2,9 @@
 
 They decide what the tensors leave open: names of classes, eps, GELU, sizes and normalisation. Two dialects are understood,
 that of transformers and that of timm; a field that refvit cannot honour is an error and not ignored.
+
+Of a folder they are always used. A file that is given alone has a config.json beside it only by the convention of transformers,
+so it is used where file and config.json are both of transformers, and then has to agree with the tensors.
 """
 
 from __future__ import annotations
@@ -9,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +33,27 @@ SAME = {  # by model_type: what both configurations say
     "mobilevit": {"num_attention_heads": "num_heads", "layer_norm_eps": "layer_norm_eps"},
 }
 LIMIT = 2**24  # bytes of such a file
+NAMES = ("config.json", "preprocessor_config.json")
 
 
 @dataclass(frozen=True)
 class Sidecar:
-    """Arguments of `convert` that the files tell; what they do not tell is left out."""
+    """What is told beside the tensors, as arguments of `convert`; what is not told is left out."""
 
+    origin: str = NAMES[0]
+    files: tuple[str, ...] = ()  # names of those that were read
+    model_type: str | None = None  # transformers' name of the family
     labels: tuple[str, ...] | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
     preprocess: Mapping[str, Any] = field(default_factory=dict)
     expected: Mapping[str, Any] = field(default_factory=dict)  # fields of the config that the result must have
+    # What only refvit itself writes, see `exported`.
+    complete: bool = False  # whether nothing is left to what is published
+    model: str | None = None
+    tag: str = ""
+    postprocess: Mapping[str, Any] = field(default_factory=dict)
+    source: Mapping[str, Any] = field(default_factory=dict)
+    assumed: tuple[str, ...] = ()  # fields that were assumed all the same
 
 
 NOTHING = Sidecar()
@@ -47,19 +61,39 @@ NOTHING = Sidecar()
 
 def read_sidecar(folder: Path) -> Sidecar:
     """The files of a folder; an empty answer if there are none. WeightsError for what cannot be read or honoured."""
-    config = _read(folder / "config.json")
-    processor = _read(folder / "preprocessor_config.json")
+    config, processor = (_read(folder / name) for name in NAMES)
+    files = tuple(name for name, content in zip(NAMES, (config, processor), strict=True) if content)
     try:
-        if "pretrained_cfg" in config or "architecture" in config:
-            return _timm(config, folder / "config.json")
-        return _transformers(config, processor, folder)
+        if _is_timm(config):
+            return replace(_timm(config, folder / NAMES[0]), files=files[:1])
+        return replace(_transformers(config, processor, folder), files=files)
     except (TypeError, ValueError, KeyError, IndexError, AttributeError, ArithmeticError) as error:
         if isinstance(error, WeightsError):
             raise
         raise WeightsError(
             f"{folder}: config.json or preprocessor_config.json holds a value of another kind ({error}); mend it, "
-            "or give the weights file itself"
+            "or move it away"
         ) from error
+
+
+def beside_file(path: Path, layout: str) -> Sidecar:
+    """What the folder of a file that is given alone tells about it. Nothing unless file and config.json are of transformers.
+
+    layout: the name of the file's
+    """
+    if not of_transformers(layout):
+        return NOTHING
+    config = _read(path.parent / NAMES[0])
+    return read_sidecar(path.parent) if "model_type" in config and not _is_timm(config) else NOTHING
+
+
+def of_transformers(layout: str) -> bool:
+    """Whether it is one of transformers' layouts, by its name."""
+    return "transformers" in layout.split(".")
+
+
+def _is_timm(config: Mapping[str, Any]) -> bool:
+    return "pretrained_cfg" in config or "architecture" in config
 
 
 def _timm(config: Mapping[str, Any], path: Path) -> Sidecar:
@@ -99,12 +133,19 @@ def _transformers(config: Mapping[str, Any], processor: Mapping[str, Any], folde
         found |= {ours: config[theirs] for theirs, ours in DENSE.items() if theirs in config}
     names = SAME.get(str(config.get("model_type")), {})
     expected = {ours: config[theirs] for theirs, ours in names.items() if theirs in config}
+    if names and "id2label" in config:
+        expected["num_classes"] = len(config["id2label"])
     if config.get("qkv_bias", True) is not True:
         raise WeightsError(f"{folder / 'config.json'}: qkv_bias {config['qkv_bias']!r}; refvit's models have biases there")
     if config.get("model_type") == "mobilevit" and config.get("hidden_act", "silu") not in ("silu", "swish"):
         raise WeightsError(f"{folder / 'config.json'}: hidden_act {config['hidden_act']!r}; MobileViT has silu")
+    kind = config.get("model_type")
     return Sidecar(
-        labels=labels, config=found, expected=expected, preprocess=_processor(processor, folder / "preprocessor_config.json")
+        model_type=None if kind is None else str(kind),
+        labels=labels,
+        config=found,
+        expected=expected,
+        preprocess=_processor(processor, folder / NAMES[1]),
     )
 
 

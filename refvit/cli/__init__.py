@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from PIL import Image
 
 import refvit
-from refvit.cli import convert, describe, infer
-from refvit.cli.common import ENVIRONMENT, OK, USAGE, say
+from refvit.cli import convert, describe, infer, warmup
+from refvit.cli.common import ENVIRONMENT, OK, USAGE, say, typed
 from refvit.errors import BackendError, RefvitError, UnsupportedError
 
 EPILOG = """examples:
@@ -53,13 +53,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             say("interrupted")
             return 130
         except (BackendError, UnsupportedError, ImportError) as error:
-            say(f"error: {error}")
+            say(f"error: {typed(error, args)}")
             return ENVIRONMENT
         except MemoryError as error:
             say(f"error: not enough memory {error}; give a smaller --batch-size or image")
             return ENVIRONMENT
         except (RefvitError, OSError) as error:
-            say(f"error: {error}")
+            say(f"error: {typed(error, args)}")
             return USAGE
 
 
@@ -76,4 +76,5 @@ def _parser() -> argparse.ArgumentParser:
     infer.add(verbs)
     convert.add(verbs)
     describe.add(verbs)
+    warmup.add(verbs)
     return parser

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import json
+import shlex
 import sys
 from typing import Any
 
@@ -19,6 +21,39 @@ def say(text: str) -> None:
 def printable(text: str) -> str:
     """Without characters that a terminal would obey: names of classes come out of files."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+
+
+def typed(error: BaseException, given: argparse.Namespace) -> str:
+    """The message of an error, with the options of this command in place of the arguments that Python would take.
+
+    given: what was parsed; it has a field for every option of the command
+    """
+    text = str(error)
+    cause: BaseException | None = error
+    while cause is not None:
+        for argument in getattr(cause, "arguments", ()):
+            before, found, after = text.rpartition(argument)  # the advice is at the end; in front there may be names of files
+            text = before + (_option(argument, given) if found else "") + after
+        cause = cause.__cause__
+    return text
+
+
+def _option(argument: str, given: argparse.Namespace) -> str:
+    """name=value as it is typed: --name value, --no-crc, or --set name=value; unchanged where there is none of these."""
+    name, _, value = argument.partition("=")
+    try:
+        meant = ast.literal_eval(value)
+    except (SyntaxError, ValueError):
+        meant = value  # a word for what has to be given there
+    if name == "check_crc" and "no_crc" in given:
+        return "--no-crc"
+    if name in given:
+        option = f"--{name.replace('_', '-')}"
+        values = meant if isinstance(meant, list) else [meant]
+        return " ".join(option if v == "" else f"{option} {shlex.quote(str(v))}" for v in values)
+    if "set" in given:
+        return f"--set {name}={shlex.quote(meant or 'VALUE') if isinstance(meant, str) else json.dumps(meant)}"
+    return argument
 
 
 def positive(text: str) -> int:

@@ -24,7 +24,11 @@ def add(verbs: Any) -> None:
         description="Reads a checkpoint of a known public layout without its framework, says what it is, and writes it.",
     )
     convert.set_defaults(run=_convert)
-    convert.add_argument("source", metavar="SOURCE", help="file, folder of the Hugging Face hub, or a tag of `refvit models`")
+    convert.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="file, folder, tag of `refvit models`, or OWNER/NAME[/FILE][@REVISION] of the Hugging Face hub",
+    )
     convert.add_argument("-o", "--output", metavar="OUT.safetensors", help="where to write; without it nothing is written")
     convert.add_argument("--model", metavar="NAME", help="where the tensors fit several models, or to be sure")
     convert.add_argument("--tag", default="", metavar="TAG", help="what follows the dot in the name of these weights")

@@ -12,11 +12,12 @@ from refvit.weights.store import Weights, load
 
 DEFAULT = "mobilevit_xxs.cifar10"
 EMBEDDED = (DEFAULT,)
+FILE = "weights=FILE"  # an argument of RefvitError
 
 
 def how_to_get(model: str) -> str:
     """What to do for weights of `model` that do not come with refvit."""
-    file = "a file by weights=FILE (--weights)"
+    file = f"a file by {FILE}"
     if not tags(model):
         return f"give {file}"
     names = [f"{model}.{tag}" for tag in tags(model)]

@@ -1,8 +1,7 @@
 """Weights by their tag, from the Hugging Face hub.
 
-`data/hub.json` says which repository has the weights of a tag. Their file comes through huggingface_hub, with its cache, its
-environment variables (HF_HOME, HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE and others) and its progress bar on terminals. It is
-checked, converted, and kept converted in refvit's own cache; from then on neither the network nor huggingface_hub is used.
+`data/hub.json` says which repository has the weights of a tag. Their file is downloaded as `repository` says, checked,
+converted, and kept converted in refvit's own cache; from then on neither the network nor huggingface_hub is used.
 
 Where the table has no sha256 the first download decides: its commit and sha256 are recorded beside the converted file, and a
 later download has to agree. Such weights are called unpinned in their `source`.
@@ -15,7 +14,6 @@ import hashlib
 import importlib.util
 import json
 import os
-import re
 import sys
 import threading
 import warnings
@@ -27,11 +25,10 @@ from typing import Any
 
 from refvit.errors import UnknownModelError, WeightsError
 from refvit.files import write_atomic
-from refvit.weights import store
+from refvit.weights import repository, store
 from refvit.weights.store import Weights
 
 FILES = ("model.safetensors", "pytorch_model.bin")  # what a repository may have, the better one first
-BESIDE = ("config.json", "preprocessor_config.json")  # what transformers' repositories say about their weights
 
 
 @dataclass(frozen=True)
@@ -117,8 +114,11 @@ def fetch(name: str) -> Weights:
     record = _recorded(record_file, wanted)
     if record and (kept := _kept(folder / _key(wanted, record), wanted, record)):
         return kept
-    path = _download(wanted, record)
-    found = Record(wanted.repository, path.parent.name, path.name, _sha256(path))
+    # What was recorded is asked for again. Only transformers' repositories say something beside the tensors.
+    revision = record.revision if record else wanted.revision
+    beside = repository.BESIDE if wanted.library == "transformers" else ()
+    path = repository.download(name, wanted.repository, revision, FILES, beside)
+    found = Record(wanted.repository, repository.snapshot(path).name, path.name, repository.sha256(path))
     _check(wanted, found, record, path, record_file)
     weights = _convert(wanted, found, path)
     try:
@@ -164,19 +164,12 @@ def _kept(path: Path, wanted: Entry, record: Record) -> Weights | None:
     return weights if weights and (weights.name, weights.source.get("sha256")) == (wanted.name, record.sha256) else None
 
 
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
-
-
 def _check(wanted: Entry, found: Record, record: Record | None, path: Path, record_file: Path) -> None:
     """WeightsError unless the downloaded file has the sha256 of the hub, of the table, and of its first download."""
-    blob = path.resolve()  # which huggingface_hub names by the sha256 that the hub states, for large files
-    told = blob.name if re.fullmatch("[0-9a-f]{64}", blob.name) else None
+    repository.check_stated(wanted.name, path, found.sha256)
     first = record.sha256 if record else None
     for expected, whose, advice in (
-        (told, "the hub states", f"the copy in its cache is damaged: delete {blob} and try again"),
-        (wanted.sha256, "refvit knows", f"do not use it, and report it; it is {blob}"),
+        (wanted.sha256, "refvit knows", f"do not use it, and report it; it is {path.resolve()}"),
         (first, "its first download had", f"do not trust it; to accept it all the same delete {record_file}"),
     ):
         if expected and found.sha256 != expected:
@@ -197,67 +190,6 @@ def _convert(wanted: Entry, found: Record, path: Path) -> Weights:
     # In a folder the converter finds what transformers' files say beside the tensors.
     where = path.parent if wanted.library == "transformers" else path
     return convert_file(where, model=model, tag=tag, preprocess=dict(wanted.preprocess), source=source)
-
-
-def _download(wanted: Entry, record: Record | None) -> Path:
-    """The file in huggingface_hub's cache, below a folder that is named by the commit; asks the network where it has to."""
-    try:
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-    except ImportError as error:
-        raise WeightsError(
-            f'{wanted.name}: weights of the hub need huggingface_hub: pip install "refvit[hub]"; or download {FILES[0]} of '
-            f"https://huggingface.co/{wanted.repository} and give it as weights"
-        ) from error
-
-    def get(file: str, revision: str | None, *, local: bool = False) -> Path:
-        return Path(hf_hub_download(wanted.repository, file, revision=revision, local_files_only=local))
-
-    revision = record.revision if record else wanted.revision
-    first: EntryNotFoundError | None = None
-    try:
-        for file in FILES:
-            try:  # what could not be looked up the first time is not looked up again
-                path = get(file, revision, local=isinstance(first, LocalEntryNotFoundError))
-                break
-            except EntryNotFoundError as error:
-                first = first or error
-        else:
-            assert first is not None
-            raise first
-        for file in BESIDE if wanted.library == "transformers" else ():
-            try:
-                get(file, path.parent.name)
-            except LocalEntryNotFoundError:
-                raise
-            except EntryNotFoundError:
-                pass  # the layout's own rules hold
-    except Exception as error:  # of huggingface_hub, of the HTTP client that its version uses, of the file system
-        raise _explained(wanted, error) from error
-    return path
-
-
-def _explained(wanted: Entry, error: Exception) -> WeightsError:
-    """What happened, and what to do."""
-    from huggingface_hub import constants
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    # "Not in the cache" has the reason for which the network was of no use as its cause.
-    reason = error.__cause__ if isinstance(error, LocalEntryNotFoundError) and error.__cause__ else error
-    status = getattr(getattr(reason, "response", None), "status_code", None)
-    url = f"{constants.ENDPOINT}/{wanted.repository}"
-    said = " ".join(f"{type(reason).__name__}: {reason}".split())[:300]
-    if constants.HF_HUB_OFFLINE:
-        why = "not in the cache, and HF_HUB_OFFLINE is set; unset it once where there is a connection"
-    elif status in (401, 403):
-        why = f"access denied ({status}); see whether {url} exists and has terms to accept, and set HF_TOKEN to your token"
-    elif status == 404:
-        why = f"not found ({type(reason).__name__}); see what {url} has"
-    elif isinstance(error, OSError) and error.errno:
-        why = f"cannot be kept in {constants.HF_HUB_CACHE} ({said}); set HF_HOME to a folder with room that can be written"
-    else:
-        why = f"cannot be downloaded ({said}); check the connection, or HF_ENDPOINT, and try again"
-    return WeightsError(f"{wanted.name}: {wanted.repository}: {why}. Or download it elsewhere and give the file as weights")
 
 
 _lock = threading.Lock()

@@ -3,15 +3,12 @@
 import contextlib
 import dataclasses
 import hashlib
-import http.server
 import json
 import os
 import shutil
 import socket
 import subprocess
 import sys
-import threading
-import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,144 +23,10 @@ from refvit.vision.preprocess import Preprocess
 from refvit.weights import hub, store
 
 pytest.importorskip("huggingface_hub", reason="huggingface_hub is not installed: nothing to download with")
-from huggingface_hub import constants, file_download
+from helpers.hub_server import COMMIT, FILE, LATER, NAME, REPOSITORY, block_sockets, point_at
+from huggingface_hub import constants
 
-NAME, REPOSITORY = "mobilevit_xxs.cvnets_in1k", "timm/mobilevit_xxs.cvnets_in1k"
-COMMIT, LATER = "a" * 40, "b" * 40
-FILE = "model.safetensors"
 HERE = Path(__file__).parents[2]
-
-
-class Hub(http.server.ThreadingHTTPServer):
-    """repositories: name -> {commit or branch: {file: bytes}}; main leads to the commit named in `heads`.
-
-    refusals: repository or file -> (status, error code)
-    cuts: after how many bytes the next bodies end, and the connection with them
-    """
-
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server_address[1]}"
-        self.repositories, self.heads, self.refusals, self.cuts, self.log, self.tokens = {}, {}, {}, [], [], set()
-        self.blobs = {}
-
-    def publish(self, repository, commit=COMMIT, **files):
-        """Keyword names are file names with _ for the dot."""
-        contents = {name.replace("__", "."): data for name, data in files.items()}
-        self.repositories.setdefault(repository, {})[commit] = contents
-        self.heads[repository] = commit
-        self.blobs |= {hashlib.sha256(data).hexdigest(): data for data in contents.values()}
-
-    def handle_error(self, request, client_address):
-        pass  # a client that has gone
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    """As the hub: HEAD of a file answers with its commit and ETag and leads elsewhere, where GET takes a Range."""
-
-    def do_HEAD(self):
-        self.server.log.append(("HEAD", self.path, None))
-        self.server.tokens.add(self.headers.get("Authorization"))
-        repository, _, rest = self.path[1:].partition("/resolve/")
-        revision, _, file = rest.partition("/")
-        for what in {repository, file} & self.server.refusals.keys():
-            return self.refuse(*self.server.refusals[what])
-        if repository not in self.server.repositories:
-            return self.refuse(401, "RepoNotFound")  # what an anonymous client is told
-        commit = self.server.heads[repository] if revision == "main" else revision
-        if commit not in self.server.repositories[repository]:
-            return self.refuse(404, "RevisionNotFound")
-        files = self.server.repositories[repository][commit]
-        if file not in files:
-            return self.refuse(404, "EntryNotFound", commit)
-        sha256 = hashlib.sha256(files[file]).hexdigest()
-        self.send_response(302)
-        self.send_header("X-Repo-Commit", commit)
-        self.send_header("X-Linked-ETag", f'"{sha256}"')
-        self.send_header("X-Linked-Size", str(len(files[file])))
-        self.send_header("Location", f"http://localhost:{self.server.server_address[1]}/content/{sha256}")
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def do_GET(self):
-        if not self.path.startswith("/content/"):  # the client has other questions of its own
-            return self.refuse(404, "")
-        self.server.log.append(("GET", self.path, self.headers.get("Range")))
-        data = self.server.blobs[self.path.rpartition("/")[2]]
-        start = 0
-        if asked := self.headers.get("Range"):
-            start = int(asked.removeprefix("bytes=").partition("-")[0])
-        self.send_response(206 if asked else 200)
-        if asked:
-            self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
-        self.send_header("Content-Length", str(len(data) - start))
-        self.end_headers()
-        if self.server.cuts:
-            self.wfile.write(data[start : start + self.server.cuts.pop(0)])
-            self.wfile.flush()
-            self.connection.shutdown(socket.SHUT_RDWR)
-            self.close_connection = True
-        else:
-            self.wfile.write(data[start:])
-
-    def refuse(self, status, code, commit=None):
-        self.send_response(status)
-        self.send_header("X-Error-Code", code)
-        if commit:
-            self.send_header("X-Repo-Commit", commit)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def log_message(self, *args):
-        pass
-
-
-@pytest.fixture(scope="module")
-def case(golden):
-    return golden("mobilevit_xxs.timm")
-
-
-@pytest.fixture(scope="module")
-def checkpoint(case, tmp_path_factory):
-    """A seeded checkpoint as timm would publish it, bytes."""
-    return case.save(tmp_path_factory.mktemp("checkpoint") / FILE).read_bytes()
-
-
-@pytest.fixture
-def server(checkpoint):
-    with Hub() as it:
-        threading.Thread(target=it.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-        it.publish(REPOSITORY, model__safetensors=checkpoint)
-        yield it
-        it.shutdown()
-
-
-@pytest.fixture
-def folders(server, tmp_path, monkeypatch):
-    """huggingface_hub's cache and refvit's, both empty, and the client pointed at the server.
-
-    The client reads its environment when it is imported, so that its constants are set here; the tests that start processes use
-    the environment.
-    """
-    monkeypatch.setenv("no_proxy", "127.0.0.1,localhost")
-    monkeypatch.setenv("REFVIT_CACHE", str(tmp_path / "refvit"))
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    point_at(server.url, monkeypatch)
-    monkeypatch.setattr(hub, "_said", False)
-    return tmp_path
-
-
-def point_at(url, monkeypatch):
-    monkeypatch.setattr(constants, "ENDPOINT", url)
-    for module in (constants, file_download):
-        if hasattr(module, "HUGGINGFACE_CO_URL_TEMPLATE"):
-            monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
-
-
-@pytest.fixture
-def no_waiting(monkeypatch):
-    """The client pauses between its attempts; so does nothing else here."""
-    monkeypatch.setattr(time, "sleep", lambda seconds: None)
 
 
 def message(name=NAME, error=WeightsError):
@@ -213,16 +76,6 @@ def test_later_uses_need_neither_the_network_nor_the_client(server, folders, mon
     for field in ("model", "tag", "config", "preprocess", "postprocess", "labels", "source"):
         plain = [json.loads(json.dumps(getattr(w, field))) for w in (first, again)]
         assert plain[0] == plain[1], field
-
-
-def block_sockets(monkeypatch):
-    def refuse(*args, **options):
-        raise AssertionError("the network was used")
-
-    for name in ("connect", "connect_ex", "sendto"):
-        monkeypatch.setattr(socket.socket, name, refuse)
-    for name in ("getaddrinfo", "create_connection"):
-        monkeypatch.setattr(socket, name, refuse)
 
 
 def test_no_network_for_embedded_weights_and_lists(folders, monkeypatch):

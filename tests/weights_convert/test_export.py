@@ -231,10 +231,10 @@ def test_bgr_to_rgb_gives_the_same_answers_for_reversed_channels(golden):
 def test_mean_and_std_follow_the_channels(golden):
     mean, std = (0.1, 0.2, 0.3), (0.7, 0.8, 0.9)
     weights = convert(golden("mobilevit_xxs.timm").state(), preprocess={"mean": mean, "std": std})
-    assert prepare(weights, "timm").preprocess["mean"] == list(mean)
+    assert prepare(weights, "timm").weights.preprocess["mean"] == list(mean)
     done = prepare(weights, "cvnets")
-    assert (done.preprocess["mean"], done.preprocess["std"]) == ([0.3, 0.2, 0.1], [0.9, 0.8, 0.7])
-    assert done.preprocess["channel_order"] == "bgr"
+    assert (done.weights.preprocess["mean"], done.weights.preprocess["std"]) == ([0.3, 0.2, 0.1], [0.9, 0.8, 0.7])
+    assert done.weights.preprocess["channel_order"] == "bgr"
     assert "mean: [0.3, 0.2, 0.1], in this layout [0.0, 0.0, 0.0] is published" in done.notes
     assert "resize: 284, in this layout 288 is published" in done.notes
 
@@ -455,7 +455,7 @@ def test_a_file_and_what_the_tensors_do_not_tell(golden, tmp_path):
     assert metadata["format"] == "pt"
     record = json.loads(metadata["refvit_export"])
     assert (record["layout"], record["model"], record["tag"]) == ("mobilevit.transformers", XXS, "mine")
-    assert record["preprocess"] == done.preprocess == {**weights.preprocess, "channel_order": "bgr"}
+    assert record["preprocess"] == done.weights.preprocess == {**weights.preprocess, "channel_order": "bgr"}
     assert record["labels"] == list(weights.labels)
     assert record["source"]["file"] == "a.pth"
     assert record["config"]["depths"] == [2, 4, 3]

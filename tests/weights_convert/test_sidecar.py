@@ -145,3 +145,71 @@ def test_names_that_nobody_gave_are_none(tmp_path):
 def test_a_folder_without_weights(tmp_path):
     with pytest.raises(WeightsError, match=r"a folder with none of model\.safetensors"):
         refvit.load("mobilevit_xxs", tmp_path)
+
+
+# a file that is given alone
+
+
+CONFIG = {"model_type": "vit", "num_attention_heads": 3, "image_size": 224, "patch_size": 16, "num_hidden_layers": 12}
+NAMES = {str(i): f"class {i}" for i in range(1000)}
+
+
+def test_the_configuration_beside_a_file_of_transformers_is_used(run, tmp_path, golden):
+    state = golden("vit_tiny_patch16_224.transformers").state()
+    folder(tmp_path, CONFIG | {"layer_norm_eps": 1e-6, "id2label": NAMES}, PROCESSOR, state)
+    alone = convert_file(tmp_path / "model.safetensors", model="vit_tiny_patch16_224")
+    whole = convert_file(tmp_path, model="vit_tiny_patch16_224")
+    for field in ("config", "preprocess", "labels", "source", "sha256"):
+        assert getattr(alone, field) == getattr(whole, field), field
+    assert alone.labels == tuple(NAMES.values()) and alone.config["layer_norm_eps"] == 1e-6
+    assert alone.source["configuration"] == ["config.json", "preprocessor_config.json"]
+    code, out, _ = run("convert", tmp_path / "model.safetensors", "--model", "vit_tiny_patch16_224", "--no-check")
+    assert code == 0 and "configuration: config.json, preprocessor_config.json" in out
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "model.safetensors").rename(tmp_path / "elsewhere" / "model.safetensors")
+    bare = convert_file(tmp_path / "elsewhere" / "model.safetensors", model="vit_tiny_patch16_224")
+    assert "configuration" not in bare.source and bare.config["layer_norm_eps"] == 1e-12
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_attention_heads": 12},
+        {"image_size": 384},
+        {"num_hidden_layers": 3},
+        {"id2label": {"0": "cat", "1": "dog"}},
+        {"model_type": "bert", "hidden_act": "relu"},
+        {"model_type": "deit"},
+        {"model_type": "mobilevit"},
+        {"model_type": 5},
+    ],
+)
+def test_a_configuration_of_something_else_says_how_to_go_on(tmp_path, golden, changes):
+    folder(tmp_path, CONFIG | changes, None, golden("vit_tiny_patch16_224.transformers").state())
+    for path in (tmp_path / "model.safetensors", tmp_path):
+        with pytest.raises(WeightsError, match=r"config\.json .*put this file into a folder of its own") as caught:
+            convert_file(path, model="vit_tiny_patch16_224")
+        assert "model.safetensors: config.json says" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{"learning_rate": 1}, {"architecture": "vit", "pretrained_cfg": {}}, {}, {"model_type": "timm", "architecture": "x"}],
+)
+def test_a_configuration_that_is_none_of_transformers_is_left_alone(tmp_path, golden, config):
+    folder(tmp_path, config, {"size": 100}, golden("vit_tiny_patch16_224.transformers").state())
+    found = convert_file(tmp_path / "model.safetensors", model="vit_tiny_patch16_224")
+    assert "configuration" not in found.source and found.preprocess["resize"] == [224, 224]
+
+
+@pytest.mark.parametrize("config", [CONFIG, {"architecture": "mobilevit_s", "mean": [9, 9, 9]}, "{", "[1]"])
+def test_the_configuration_beside_a_file_of_another_layout_is_left_alone(tmp_path, xxs, config):
+    folder(tmp_path, config, {"size": "?"}, xxs)
+    found = convert_file(tmp_path / "model.safetensors")
+    assert found.sha256 == refvit.load("mobilevit_xxs", xxs)._weights.sha256 and "configuration" not in found.source
+
+
+def test_a_configuration_that_cannot_be_read_is_said(tmp_path, golden):
+    folder(tmp_path, "{", None, golden("vit_tiny_patch16_224.transformers").state())
+    with pytest.raises(WeightsError, match=r"config\.json: not readable as JSON .*or move it away"):
+        convert_file(tmp_path / "model.safetensors", model="vit_tiny_patch16_224")

@@ -29,7 +29,7 @@ REFUSED = (  # first bytes, and what such a file is
     (b"<!DOC", "a web page; download the file itself"),
     (b"<html", "a web page; download the file itself"),
 )
-IN_A_FOLDER = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+IN_A_FOLDER = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def read_checkpoint(path: str | os.PathLike[str], *, key: str | None = None, che
         return Checkpoint(path, "torch", tensors, wrappers=tuple(wrappers))
     if head[:1] == b"{":
         _no_key(path, key)
-        tensors, metadata = read_shards(path)
+        tensors, metadata = read_shards(path, check_crc=check_crc)
         return Checkpoint(path, "shards", tensors, metadata)
     if head[8:9] == b"{":
         read_safetensors(path)  # raises: the header is longer than the file

@@ -1,26 +1,38 @@
-"""Sharded safetensors, as Hugging Face's libraries write them: several files, and an index that says what is where.
+"""Sharded checkpoints, as Hugging Face's libraries write them: several files, and an index that says what is where.
 
-The index is JSON: {"metadata": {"total_size": bytes}, "weight_map": {tensor: file}}.
+The index is JSON: {"metadata": {"total_size": bytes}, "weight_map": {tensor: file}}. The files are safetensors, or, named .bin,
+state dicts of PyTorch.
 """
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from refvit.errors import WeightsError
 from refvit.graph.ir import Array
 from refvit.weights.readers.limits import MAX_BYTES, opened, reading, shown
 from refvit.weights.readers.safetensors import MAX_HEADER, parse_json, read_file
+from refvit.weights.readers.torch_state import shard_of
+from refvit.weights.readers.torch_zip import read_torch_zip
 
-SUFFIX = ".safetensors"
+SAFETENSORS, TORCH = ".safetensors", ".bin"
 KIND = "index of shards"
 MAX_SHARDS = 256  # each keeps a file descriptor
 
 
-def read_shards(index_path: str | os.PathLike[str]) -> tuple[dict[str, Array], dict[str, str]]:
-    """Tensors of all shards that a `*.safetensors.index.json` names, and the metadata that all of them have in common.
+class Index(NamedTuple):
+    """What an index says: the names of each shard's tensors by the shard's file name, and the bytes of all, or None."""
+
+    shards: dict[str, set[str]]
+    total_size: Any
+
+
+def read_shards(index_path: str | os.PathLike[str], *, check_crc: bool = True) -> tuple[dict[str, Array], dict[str, str]]:
+    """Tensors of all shards that a `*.safetensors.index.json` or `*.bin.index.json` names, and the metadata common to all.
+
+    check_crc: False for PyTorch's shards that were written without checksums
 
     Shards are files of the index's own folder, named without a path. They may be symbolic links to anywhere, because in the
     cache of the Hugging Face hub every file is one: whoever can put a link into the folder can put any file there as well.
@@ -31,13 +43,13 @@ def read_shards(index_path: str | os.PathLike[str]) -> tuple[dict[str, Array], d
     folder = Path(index_path).parent
     tensors: dict[str, Array] = {}
     common: set[tuple[str, str]] | None = None
-    stored = 0
-    shards, total_size = _read_index(index_path)
+    stored = {0}  # bytes, as they may be counted
+    shards, total_size = read_index(index_path)
     with reading(index_path, KIND):
         for shard, expected in shards.items():
             if not (folder / shard).is_file():
                 raise WeightsError(f"{shown(shard)}, which it names, is not there; put all shards into the folder of the index")
-            found, metadata, data_bytes = read_file(folder / shard)
+            found, metadata, data_bytes = _read_shard(folder / shard, check_crc)
             if missing := expected - found.keys():
                 raise WeightsError(f"{shown(shard)} lacks {_some(missing)}, which weight_map places there; get both again")
             if surplus := found.keys() - expected:
@@ -46,18 +58,28 @@ def read_shards(index_path: str | os.PathLike[str]) -> tuple[dict[str, Array], d
                 )
             tensors |= found
             common = set(metadata.items()) if common is None else common & metadata.items()
-            stored += data_bytes
-            if stored > MAX_BYTES:
+            stored = {min(stored) + min(data_bytes), max(stored) + max(data_bytes)}
+            if max(stored) > MAX_BYTES:
                 raise WeightsError(f"its shards hold over {MAX_BYTES} bytes in all, the most that is read")
-        if total_size not in (None, stored):
+        if total_size not in (None, *stored):
+            held = " or ".join(map(str, sorted(stored)))
             raise WeightsError(
-                f"its total_size is {total_size!r:.40}, its shards hold {stored} bytes; get index and shards again"
+                f"its total_size is {total_size!r:.40}, its shards hold {held} bytes; get index and shards again"
             )
     return tensors, dict(sorted(common or ()))
 
 
-def _read_index(path: str | os.PathLike[str]) -> tuple[dict[str, set[str]], Any]:
-    """({shard: names of its tensors}, total_size or None)."""
+def _read_shard(path: Path, check_crc: bool) -> tuple[dict[str, Array], dict[str, str], set[int]]:
+    """(tensors, metadata, their bytes as stored, in each way of counting them)."""
+    if path.suffix == TORCH:
+        tensors, counts = shard_of(read_torch_zip(path, check_crc=check_crc))
+        return tensors, {}, counts
+    tensors, metadata, data_bytes = read_file(path)
+    return tensors, metadata, {data_bytes}
+
+
+def read_index(path: str | os.PathLike[str]) -> Index:
+    """What an index says; errors as in `read_shards`. The names of shards are plain: no path, and one suffix for all."""
     with opened(path) as (f, size), reading(path, KIND):
         if size > MAX_HEADER:
             raise WeightsError(f"it has {size} bytes, at most {MAX_HEADER} are expected")
@@ -70,21 +92,22 @@ def _read_index(path: str | os.PathLike[str]) -> tuple[dict[str, set[str]], Any]
         if not isinstance(metadata, dict):
             raise WeightsError(f"its metadata is {shown(metadata)}, expected is a map; get the file again")
         shards: dict[str, set[str]] = {}
+        suffix = TORCH if all(isinstance(s, str) and s.endswith(TORCH) for s in index["weight_map"].values()) else SAFETENSORS
         for name, shard in index["weight_map"].items():
-            if not isinstance(shard, str) or not _plain(shard):
+            if not isinstance(shard, str) or not _plain(shard, suffix):
                 raise WeightsError(
-                    f"it places tensor {shown(name)} in {shown(shard)}, expected is the name of a {SUFFIX} file in its folder; "
+                    f"it places tensor {shown(name)} in {shown(shard)}, expected is the name of a {suffix} file in its folder; "
                     "do not use it"
                 )
             shards.setdefault(shard, set()).add(name)
         if len(shards) > MAX_SHARDS:
             raise WeightsError(f"it names {len(shards)} shards, at most {MAX_SHARDS} are read; merge them")
-        return shards, metadata.get("total_size")
+        return Index(shards, metadata.get("total_size"))
 
 
-def _plain(name: str) -> bool:
+def _plain(name: str, suffix: str) -> bool:
     """Whether a file name is only that, under any operating system: no folder, drive, stream or control character in it."""
-    return name.endswith(SUFFIX) and name != SUFFIX and name.isprintable() and not set(name) & set('/\\:*?"<>|')
+    return name.endswith(suffix) and name != suffix and name.isprintable() and not set(name) & set('/\\:*?"<>|')
 
 
 def _some(names: set[str]) -> str:

@@ -235,6 +235,23 @@ def state_of(saved: Saved, *, key: str | None = None) -> tuple[dict[str, Array],
         return arrays, [*path, *([prefix] if prefix else [])]
 
 
+def shard_of(saved: Saved) -> tuple[dict[str, Array], set[int]]:
+    """(arrays by name, bytes as stored) of a file that is one state dict and nothing else, as the shards of a checkpoint are.
+
+    Names stay as they are. The bytes are counted in two ways: those of the storages, and those of the tensors' elements, which
+    differ where tensors are parts of a storage or share one. Otherwise as `state_of`.
+    """
+    with reading(saved.path, "PyTorch checkpoint"):
+        if type(saved.tree) is not dict:
+            raise WeightsError("a shard is a dict of names and tensors; save the state_dict() again")
+        if strange := [name for name, value in saved.tree.items() if type(name) is not str or not _is_tensor(value)]:
+            raise WeightsError(f"{shown(strange[0])} in it is no tensor, as all in a shard are; get the file again")
+        arrays = _arrays(saved.tree)
+        tensors = list(saved.tree.values())
+        elements = sum(math.prod(t.size) * np.dtype(DTYPES[t.dtype]).itemsize for t in tensors)
+        return arrays, {elements, sum(s.numel * s.itemsize for s in {t.storage for t in tensors})}
+
+
 def _arrays(found: dict[Any, Any]) -> dict[str, Array]:
     """The arrays of a state dict; what is not a tensor is left out."""
     same = {}  # name -> what makes it the same array as another
@@ -320,9 +337,8 @@ def _choose(
     if len(fit) == 1:
         return fit[0], states[fit[0]]
     listed = fit or list(states)
-    names = [
-        f"key={shown('.'.join(path))} ({sum(map(_is_tensor, states[path].values()))} tensors)" for path in listed[:SHOWN_STATES]
-    ]
+    keys = [f"key={shown('.'.join(path))}" for path in listed[:SHOWN_STATES]]
+    names = [f"{key} ({sum(map(_is_tensor, states[path].values()))} tensors)" for key, path in zip(keys, listed, strict=False)]
     more = f" and {len(listed) - SHOWN_STATES} more" if len(listed) > SHOWN_STATES else ""
     asked = "" if key is None else f", none or several are {shown(key)}"
-    raise WeightsError(f"it holds {len(states)} sets of tensors{asked}; say which one by {' or '.join(names)}{more}")
+    raise WeightsError(f"it holds {len(states)} sets of tensors{asked}; say which one by {' or '.join(names)}{more}", *keys)

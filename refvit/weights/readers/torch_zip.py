@@ -123,7 +123,8 @@ def _check_crc(data: mmap.mmap, entry: Entry) -> None:
     found = zlib.crc32(_content(data, entry))
     if found != entry.crc and not entry.crc:
         raise WeightsError(
-            f"entry {shown(entry.name)} has no checksum (CRC); if torch wrote the file so on purpose, give check_crc=False"
+            f"entry {shown(entry.name)} has no checksum (CRC); if torch wrote the file so on purpose, give check_crc=False",
+            "check_crc=False",
         )
     if found != entry.crc:
         raise WeightsError(

@@ -1,8 +1,10 @@
 """Sharded checkpoints: index and shards have to agree in everything, and no name leaves the folder."""
 
+import importlib.util
 import json
 import os
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +12,12 @@ from safetensors.numpy import save, save_file
 
 from refvit.errors import WeightsError
 from refvit.weights.readers import shards as reader
+from refvit.weights.readers.checkpoint import read_checkpoint
 from refvit.weights.readers.shards import read_shards
+
+_spec = importlib.util.spec_from_file_location("handmade", Path(__file__).parent / "handmade.py")
+handmade = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(handmade)
 
 RNG = np.random.default_rng(4)
 ONE, TWO = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
@@ -289,3 +296,124 @@ def test_2000_random_changes_of_the_index(folder):
             if not str(error).startswith(f"{path}: "):
                 raise
     assert 5 < read < 1000
+
+
+# shards of PyTorch
+
+
+TORCH = {shard.replace("model-", "pytorch_model-").replace("safetensors", "bin"): tensors for shard, tensors in TENSORS.items()}
+BIN_ONE, BIN_TWO = TORCH
+BIN_MAP = {name: shard for shard, tensors in TORCH.items() for name in tensors}
+
+
+def torch_parts(tensors, extra=()):
+    """Pickle and storages of a state dict, behind extra pairs."""
+    kinds = {"float32": "FloatStorage", "float16": "HalfStorage", "int64": "LongStorage", "float64": "DoubleStorage"}
+    pairs, storages = list(extra), {}
+    for i, (name, a) in enumerate(tensors.items()):
+        strides = [s // a.itemsize for s in np.ascontiguousarray(a).strides][: a.ndim]
+        pairs.append((name, handmade.tensor(handmade.storage(str(i), a.size, kinds[a.dtype.name]), a.shape, strides)))
+        storages[str(i)] = a.tobytes()
+    return handmade.pickle(handmade.mapping(pairs)), storages
+
+
+@pytest.fixture
+def bins(tmp_path):
+    for shard, tensors in TORCH.items():
+        (tmp_path / shard).write_bytes(handmade.torch_zip(*torch_parts(tensors)))
+    return tmp_path
+
+
+def bin_index(folder, weight_map=BIN_MAP, total=TOTAL):
+    path = folder / "pytorch_model.bin.index.json"
+    path.write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}))
+    return path
+
+
+def test_two_shards_of_pytorch(bins):
+    tensors, metadata = read_shards(bin_index(bins))
+    assert tensors.keys() == BIN_MAP.keys() and metadata == {}
+    for shard in TORCH.values():
+        for name, a in shard.items():
+            np.testing.assert_array_equal(tensors[name], a, strict=True)
+            assert not tensors[name].flags.writeable
+    assert read_checkpoint(bins).file.name == "pytorch_model.bin.index.json"
+    assert read_checkpoint(bins).tensors.keys() == BIN_MAP.keys()
+
+
+def test_shards_of_pytorch_agree_with_their_index(bins):
+    refused(bin_index(bins, {**BIN_MAP, "c": BIN_TWO}), f"'{BIN_TWO}' lacks 'c'")
+    refused(bin_index(bins, {**BIN_MAP, "a.bias": BIN_TWO}), f"'{BIN_ONE}' holds 'a.bias'")
+    for total in (TOTAL - 1, TOTAL + 1, "62"):
+        refused(bin_index(bins, total=total), f"total_size is .* its shards hold {TOTAL} bytes")
+    refused(bin_index(bins, {**BIN_MAP, "a.bias": f"../{BIN_ONE}"}), r"expected is the name of a \.bin file in its folder")
+    save_file(TENSORS[TWO], bins / TWO)
+    mixed = {name: TWO if shard == BIN_TWO else shard for name, shard in BIN_MAP.items()}
+    refused(bin_index(bins, mixed), r"expected is the name of a \.safetensors file in its folder")
+    (bins / BIN_TWO).unlink()
+    refused(bin_index(bins), f"'{BIN_TWO}', which it names, is not there")
+
+
+def test_the_total_of_parts_of_a_storage_may_be_that_of_the_storage(bins):
+    """Newer writers count storages and older ones elements: half of one is used here."""
+    body = handmade.pickle(handmade.mapping([("x", handmade.tensor(handmade.storage("0", 8), (4,), (1,)))]))
+    (bins / BIN_ONE).write_bytes(handmade.torch_zip(body, {"0": np.arange(8, dtype=np.float32).tobytes()}))
+    for total in (16, 32):
+        tensors, _ = read_shards(bin_index(bins, {"x": BIN_ONE}, total))
+        assert tensors["x"].tolist() == [0, 1, 2, 3]
+    refused(bin_index(bins, {"x": BIN_ONE}, 24), "its shards hold 16 or 32 bytes")
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ([("epoch", handmade.number(3))], "'epoch' in it is no tensor"),
+        ([("state_dict", handmade.mapping({}))], "'state_dict' in it is no tensor"),
+        ([(handmade.number(3), handmade.number(3))], "3 in it is no tensor|'3' in it is no tensor"),
+    ],
+)
+def test_a_shard_is_a_state_dict_and_nothing_else(bins, extra, message):
+    (bins / BIN_ONE).write_bytes(handmade.torch_zip(*torch_parts(TORCH[BIN_ONE], extra)))
+    refused(bin_index(bins), message)
+
+
+def test_a_shard_that_is_no_zip_or_no_dict(bins):
+    (bins / BIN_ONE).write_bytes(handmade.torch_zip(handmade.pickle(handmade.number(3)), {}))
+    refused(bin_index(bins), "a shard is a dict of names and tensors")
+    (bins / BIN_ONE).write_bytes((bins / BIN_TWO).read_bytes()[:-1])
+    refused(bin_index(bins), "zip structure is damaged")
+    save_file(TENSORS[ONE], bins / BIN_ONE)  # safetensors under that name
+    refused(bin_index(bins), "not a readable PyTorch checkpoint")
+
+
+def test_checksums_of_shards(bins):
+    entries = handmade.torch_entries(*torch_parts(TORCH[BIN_ONE]))
+    for entry in entries:
+        entry.crc = 0
+    (bins / BIN_ONE).write_bytes(handmade.archive(entries))
+    path = bin_index(bins)
+    refused(path, "no checksum")
+    assert read_shards(path, check_crc=False)[0].keys() == BIN_MAP.keys()
+    assert read_checkpoint(path, check_crc=False).tensors.keys() == BIN_MAP.keys()
+
+
+def test_2000_random_changes_of_a_shard(bins):
+    """Under its checksums: refused, or the tensors that were written."""
+    path, content = bin_index(bins), (bins / BIN_ONE).read_bytes()
+    expected = read_shards(path)[0]
+    chance, read = np.random.default_rng(3), 0
+    for _ in range(2000):
+        raw = bytearray(content)
+        for _ in range(chance.integers(1, 3)):
+            raw[chance.integers(len(raw))] ^= chance.integers(1, 256)
+        handmade.put(bins / BIN_ONE, raw)
+        try:
+            found = read_shards(path)[0]
+        except WeightsError as error:
+            if not str(error).startswith(f"{path}: "):
+                raise
+            continue
+        read += 1
+        for name, a in expected.items():
+            np.testing.assert_array_equal(found[name], a, strict=True)
+    assert 20 < read < 1500
