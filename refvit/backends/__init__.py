@@ -9,7 +9,7 @@ from typing import Any
 
 from refvit.errors import BackendError
 
-BACKENDS = {"numpy": ("float32", "float64", "float16"), "numba": ("float32",)}  # and dtypes; in the order that "auto" prefers
+BACKENDS = {"numba": ("float32",), "numpy": ("float32", "float64", "float16")}  # and dtypes; in the order that "auto" prefers
 
 
 def reason(name: str) -> str | None:

@@ -2,7 +2,7 @@
 
 The steps of a `fused` node without a product, or the one step of a plain node, are a chain: a first term, and what is done to
 it. They become passes over the result, each of which adds up to four terms (or multiplies two), then scales, then activates.
-Nearly always one pass is enough. A term repeated by whole pixels (broadcast, nearest by an integer) only is read with stride 0.
+Nearly always one pass is enough.
 """
 
 from __future__ import annotations
@@ -11,11 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from refvit.backends.numba.copy import LayoutError, Loop, copy, cursor, extent, loops, moved, pieces, shares
 from refvit.backends.numba.epilogue import ACT
-from refvit.backends.numba.layout import Place
+from refvit.backends.numba.layout import Place, dense
 from refvit.backends.numba.program import Address, Argument, Buffer, Instruction, bits
 from refvit.backends.numba.resize import pixel_strides, resize, table
 from refvit.graph.ir import Step
@@ -50,9 +48,9 @@ class Pass:
 def combine(steps: Sequence[Step], inputs: Sequence[Place], out: Place) -> list[Instruction]:
     """out = the steps' result; steps of relu, silu, gelu, hardswish, sigmoid, scale, add, multiply, resize and broadcast.
 
-    Where out has stride 1, every term has stride 1 or 0; otherwise strides are free and factors must nest. A term that is resized
-    (other than nearest by an integer) and the places summed with it are maps of one stride an axis, channels contiguous.
-    LayoutError where that does not hold, or where the steps are no chain.
+    Where out has stride 1, every term has stride 1 or 0. Otherwise strides are free and factors must nest. A resized term and
+    what is summed with it are maps of one stride an axis with contiguous channels. LayoutError where that does not hold, or
+    where the steps are no chain.
     """
     if len(steps) == 1 and steps[0].op == "resize":
         return resize(inputs[0], out, **steps[0].attrs)
@@ -128,40 +126,34 @@ def _spread(place: Place, out: Place) -> Place:
     return place.broadcast(out.shape)
 
 
-def _repeated(term: Term, out: Place) -> Place | None:
-    """A term that strides alone can read; None if it needs weights or an index."""
-    if term.resize is None:
-        return _spread(term.place, out)
-    axes = list(term.place.axes)
-    for axis, size in zip((2, 3), out.shape[2:], strict=True):
-        before = term.place.shape[axis]
-        if before == size or before == 1:  # of one pixel every rule makes copies
-            continue
-        if term.resize["mode"] != "nearest" or size % before:
-            return None
-        axes[axis] = (*axes[axis], (size // before, 0))
-    return _spread(replace(term.place, axes=tuple(axes)), out)
-
-
 def _emit(p: Pass, out: Place) -> list[Instruction]:
-    read = [_repeated(t, out) for t in p.terms]
-    if not all(read):  # then maps, of one stride an axis
-        read = [place if t.resize is None else None for t, place in zip(p.terms, read, strict=True)]
-    simple = [place for place in read if place is not None]
-    resized = [t for t, place in zip(p.terms, read, strict=True) if place is None]
     made: list[Instruction] = []
-    if resized and (p.product or not all(_two_taps(t, out) for t in resized)):
-        for t in resized:  # a map of its own for what no pass can read
-            n, c, h, w = out.shape
-            whole = Place(Buffer(n * c * h * w), 0, (((n, h * w * c),), ((c, 1),), ((h, w * c),), ((w, c),)))
-            whole = replace(whole, axes=tuple(a if a[0][0] > 1 else () for a in whole.axes))
-            assert t.resize is not None
+    terms = []
+    for t in p.terms:
+        alike = t.resize is None or all(b in (1, s) for b, s in zip(t.place.shape[2:], out.shape[2:], strict=True))
+        if alike:  # of one pixel every rule makes copies
+            t = Term(_spread(t.place, out))
+        elif t.resize is not None and (p.product or _mode(t) == "other"):
+            n, c, h, w = out.shape  # a map of its own for what no pass can read
+            whole = dense(Buffer(n * c * h * w), out.shape, (0, 2, 3, 1))
             made += resize(t.place, whole, **t.resize)
-            simple.append(whole)
-        resized = []
-    if resized:
-        return [*made, _maps(p, [t.place for t, place in zip(p.terms, read, strict=True) if place is not None], resized, out)]
-    return [*made, *_sums(p, simple, out)]
+            t = Term(whole)
+        terms.append(t)
+    if all(t.resize is None for t in terms):
+        return [*made, *_sums(p, [t.place for t in terms], out)]
+    single, double = ([t for t in terms if (_mode(t) == "bilinear") == smooth] for smooth in (False, True))
+    while len(single) > 4:
+        made.append(_maps(Pass([]), single[:4], [], out))
+        single = [Term(out), *single[4:]]
+    return [*made, _maps(p, single, double, out)]
+
+
+def _mode(term: Term) -> str:
+    """ "nearest" or "bilinear" without antialiasing, "other", or "" if the term is not resized."""
+    if term.resize is None:
+        return ""
+    mode = term.resize["mode"]
+    return "other" if term.resize.get("antialias", False) or mode == "bicubic" else mode
 
 
 def _sums(p: Pass, terms: list[Place], out: Place) -> list[Instruction]:
@@ -207,35 +199,23 @@ def _runs(kernel: str, places: list[Place], scale: float, act: int) -> list[Inst
     return made
 
 
-def _two_taps(term: Term, out: Place) -> bool:
-    return (
-        term.resize is not None and term.resize["mode"] in ("nearest", "bilinear") and not term.resize.get("antialias", False)
-    )
-
-
-def _maps(p: Pass, terms: list[Place], resized: list[Term], out: Place) -> Instruction:
+def _maps(p: Pass, single: list[Term], double: list[Term], out: Place) -> Instruction:
     n, c, h, w = out.shape
     pixels = min(w, max(1, SEGMENT // c))
     segments = -(-w // pixels)
-    per, units = shares(n * h * segments, 4 * c * pixels * (len(terms) + 2 * len(resized)))
-    args: list[Argument] = [c, h, w, pixels, segments, n * h * segments, per, p.act, bits(p.scale), len(terms), len(resized)]
-    for place in (out, *terms):
-        args += [place.address, *pixel_strides(place)]
-    reads = [place.buffer for place in terms]
-    for term in resized:
-        assert term.resize is not None
-        across, down, along = pixel_strides(term.place)
-        args += [term.place.address, across]
-        smooth = term.resize["mode"] != "nearest"
+    per, units = shares(n * h * segments, 4 * c * pixels * (len(single) + 2 * len(double)))
+    args: list[Argument] = [c, h, w, pixels, segments, n * h * segments, per, p.act, bits(p.scale), len(single), len(double)]
+    args += [out.address, *pixel_strides(out)]
+    reads = []
+    for t in (*single, *double):
+        across, down, along = pixel_strides(t.place)
+        args += [t.place.address, across]
+        reads.append(t.place.buffer)
+        align_corners = t.resize is not None and t.resize["align_corners"]
         for axis, step in ((2, down), (3, along)):
-            words = table(term.place.shape[axis], out.shape[axis], step, pairs=smooth, **_rule(term.resize))
+            sizes = out.shape[axis] if t.resize is None else t.place.shape[axis], out.shape[axis]
+            words = table(*sizes, step, _mode(t) or "nearest", align_corners, False, pairs=t in double)
             constant = Buffer(2 * words.size, array=words)
             args.append(Address(constant))
             reads.append(constant)
-        args.append(int(smooth))
-        reads.append(term.place.buffer)
-    return Instruction("combine.maps", args, units, reads, [out.buffer])
-
-
-def _rule(attrs: Mapping[str, Any]) -> dict[str, Any]:
-    return {"mode": attrs["mode"], "align_corners": attrs["align_corners"], "antialias": attrs.get("antialias", False)}
+    return Instruction("combine.maps", args, units, reads, [out.buffer], scratch=4 * pixels * ((c + 15) // 16 * 16))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -37,26 +37,30 @@ class Packed:
     last_lanes: int
 
 
+def panels(columns: int, taps: int, depth: int) -> Packed:
+    """The form of weights for so many output channels, in memory that is still to be written."""
+    lanes = target().lanes
+    registers = -(-columns // lanes)
+    vectors = min(registers, target().panel // lanes)
+    count = -(-registers // vectors)
+    last = registers - (count - 1) * vectors
+    weight = Buffer(registers * lanes * taps * depth)
+    return Packed(weight, None, taps, depth, columns, vectors, count, last, columns - (registers - 1) * lanes)
+
+
 def pack(weight: Array, bias: Array | None) -> Packed:
     """weight (k, taps, c) float32, bias (k,)."""
     k, taps, depth = weight.shape
-    lanes = target().lanes
-    registers = -(-k // lanes)
-    vectors = min(registers, target().panel // lanes)
-    panels = -(-registers // vectors)
-    last = registers - (panels - 1) * vectors
-    padded = np.zeros((registers * lanes, taps * depth), np.float32)
+    form = panels(k, taps, depth)
+    registers, width = -(-k // target().lanes), form.vectors * target().lanes
+    padded = np.zeros((registers * target().lanes, taps * depth), np.float32)
     padded[:k] = weight.reshape(k, taps * depth)
-    width = vectors * lanes
-    pieces = [padded[i * width : (i + 1) * width].T.reshape(-1) for i in range(panels)]
+    pieces = [padded[i * width : (i + 1) * width].T.reshape(-1) for i in range(form.panels)]
     offsets = None
     if bias is not None:
-        offsets = np.zeros(registers * lanes, np.float32)
+        offsets = np.zeros(len(padded), np.float32)
         offsets[:k] = bias
-    return Packed(
-        constant(np.concatenate(pieces)), None if offsets is None else constant(offsets),
-        taps, depth, k, vectors, panels, last, k - (registers - 1) * lanes,
-    )  # fmt: skip
+    return replace(form, weight=constant(np.concatenate(pieces)), bias=None if offsets is None else constant(offsets))
 
 
 def constant(array: Array) -> Buffer:

@@ -1,4 +1,4 @@
-"""Values moved to another place: transposes, broadcasts, slices, borders; and the loops that they share with other row kernels."""
+"""Values moved to another place: transposes, broadcasts, slices, borders; and the loops that other row kernels share."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def loops(places: Sequence[Place]) -> list[Loop]:
 
 
 def cursor(places: Sequence[Place], outer: Sequence[Loop]) -> list[Argument]:
-    """The arguments that `kernels.copy.seek` reads: loops, places, first addresses, and of each loop extent and byte strides."""
+    """The arguments that `kernels.copy.seek` reads: loops, places, first addresses; of each loop extent and byte strides."""
     outer = outer or [Loop(1, (0,) * len(places))]
     words: list[Argument] = [len(outer), len(places), *(place.address for place in places)]
     for loop in outer:
@@ -95,7 +95,7 @@ def extent(outer: Sequence[Loop]) -> int:
 
 
 def copy(source: Place, target: Place) -> list[Instruction]:
-    """target = source, of one shape, any strides. Axes of source may have stride 0, and their factors must nest with the target's."""
+    """target = source, of one shape and any strides, in the source 0 as well. LayoutError unless the axes' factors nest."""
     if source.shape != target.shape:
         raise LayoutError(f"copy: {source.shape} to {target.shape}")
     nest = loops([target, source])
@@ -109,6 +109,8 @@ def copy(source: Place, target: Place) -> list[Instruction]:
     if unit.extent == 3 and across.strides[0] == 3:
         rest = [loop for loop in nest if loop is not unit]
         return _runs("interleaved", [target, source], rest, across, unit.strides[1])
+    if unit.extent <= 4:  # few planes: not worth a turn in registers
+        return _runs("strided", [target, source], [loop for loop in nest if loop is not across], across)
     return _transposed(target, source, nest, unit, across)
 
 
@@ -136,8 +138,10 @@ def _transposed(target: Place, source: Place, nest: Sequence[Loop], unit: Loop, 
     parts = (-(-unit.extent // n), -(-across.extent // m))
     total = extent(outer) * parts[0] * parts[1]
     per, units = shares(total, 4 * n * m)
-    args = [unit.extent, across.extent, n, m, *parts, total, per, 4 * unit.strides[1], 4 * across.strides[0]]
-    args += cursor([target, source], outer)
+    args = [
+        unit.extent, across.extent, n, m, *parts, total, per, 4 * unit.strides[1], 4 * across.strides[0],
+        *cursor([target, source], outer),
+    ]  # fmt: skip
     return [Instruction("copy.transposed", args, units, [source.buffer], [target.buffer], scratch=256)]
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from refvit.backends.numba import memory
 from refvit.backends.numba.program import Address, Buffer, Function, Instruction
-from refvit.backends.numba.team import COUNTER_WORDS, KERNEL, team
+from refvit.backends.numba.team import KERNEL, team
 from refvit.graph.ir import Array, Shape
 
 
@@ -61,7 +61,6 @@ class Plan:
         self._program[:, 1] = self._words.ctypes.data + 8 * np.array(starts, np.int64)
         self._program[:, 2] = [i.units for i in self.instructions]
         self._program[:, 3] = memory.needs(self.instructions, dict(offsets))
-        self._counters = np.zeros((len(self.instructions), COUNTER_WORDS), np.int64)
 
     def run(self, arrays: Mapping[str, Array], threads: int, ticks: Array | None = None) -> dict[str, Array]:
         """The outputs for the inputs, float32 arrays (C-contiguous) of the planned shapes, on this many threads."""
@@ -75,7 +74,7 @@ class Plan:
                 self._base = base
             for position, name, offset in self._public:
                 self._words[position] = addresses[name] + offset
-            group.run(self._program, self._counters, self.scratch, threads, ticks)
+            group.run(self._program, self.scratch, threads, ticks)
         return outputs
 
     def profile(self, arrays: Mapping[str, Array], threads: int, runs: int) -> tuple[float, Array]:

@@ -35,6 +35,8 @@ class Lowering:
         self.wholes: dict[str, Place] = {}  # of concatenations
         self.parts: dict[str, list[Place]] = {}
         self.shortcuts, self.merged, self.inside = patterns.shortcuts(graph)
+        self.residuals, within = patterns.inverted_residuals(graph)
+        self.inside |= within
         self.early = patterns.before_depthwise(graph)
         self.node = ""
         for name, value in graph.inputs.items():

@@ -139,3 +139,35 @@ def _is_depthwise(graph: Graph, node: Node) -> bool:
         return False
     c = graph.value(node.inputs[0] or "").shape[1]
     return bool(steps[0].attrs.get("groups", 1) == c == graph.value(node.inputs[1] or "").shape[0])
+
+
+def inverted_residuals(graph: Graph) -> tuple[dict[str, tuple[Node, Node]], set[str]]:
+    """By the name of its last node, the first two layers of each inverted residual; and the names of these two.
+
+    A 1x1 convolution, a depthwise one, both with the same activation and read by the next alone, and the 1x1 node.
+    """
+    users = graph.users()
+    outputs = set(graph.outputs.values())
+    found: dict[str, tuple[Node, Node]] = {}
+    for last in graph:
+        if not _is_pointwise(graph, last):
+            continue
+        middle = graph.nodes.get(last.inputs[0] or "")
+        if middle is None or not _is_depthwise(graph, middle):
+            continue
+        first = graph.nodes.get(middle.inputs[0] or "")
+        if first is None or not _is_pointwise(graph, first) or any(len(users[n.name]) != 1 for n in (first, middle)):
+            continue
+        acts = [[(s.op, dict(s.attrs)) for s in n.attrs.get("steps", ())[1:]] for n in (first, middle)]
+        if acts[0] == acts[1] and [op for op, _ in acts[0]] in (["silu"], ["relu"]) and not outputs & {first.name, middle.name}:
+            found[last.name] = first, middle
+    return found, {n.name for pair in found.values() for n in pair}
+
+
+def _is_pointwise(graph: Graph, node: Node) -> bool:
+    steps = node.attrs.get("steps") or (Step(node.op, tuple(range(len(node.inputs))), node.attrs),)
+    attrs = steps[0].attrs
+    if steps[0].op != "conv2d" or attrs.get("groups", 1) != 1 or attrs.get("stride", 1) not in (1, (1, 1)):
+        return False
+    padding = attrs.get("padding", 0) in (0, (0, 0), ((0, 0), (0, 0)))
+    return padding and tuple(graph.value(node.inputs[1] or "").shape[2:]) == (1, 1)

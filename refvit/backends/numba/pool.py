@@ -35,7 +35,7 @@ def mean(x: Place, out: Place, *, axes: Sequence[int], keepdims: bool = False) -
 
 
 def adaptive_avg_pool(x: Place, out: Place) -> list[Instruction]:
-    """As refvit.ops.adaptive_avg_pool to the size of out; maps of one stride an axis with contiguous channels, or LayoutError."""
+    """As refvit.ops.adaptive_avg_pool to the size of out. Maps of one stride an axis, channels contiguous, or LayoutError."""
     (_, down, along), (_, out_down, out_along) = pixel_strides(x), pixel_strides(out)
     h, w = x.shape[2:]
     p, q = out.shape[2:]

@@ -8,7 +8,7 @@ from refvit.backends.numba.program import Argument, Instruction, bits
 
 
 def layer_norm(x: Place, weight: Place, bias: Place, eps: float, out: Place) -> list[Instruction]:
-    """(x - mean) / sqrt(var + eps) * weight + bias over the last axis, which is contiguous in all four; the others as they lie."""
+    """(x - mean) / sqrt(var + eps) * weight + bias over the last axis, contiguous in all four. The other axes as they lie."""
     if any(p.axes[-1] and p.stride(-1) != 1 for p in (weight, bias)):
         raise LayoutError(f"layer_norm: weight {weight.axes} and bias {bias.axes} must be contiguous")
     d = x.shape[-1]

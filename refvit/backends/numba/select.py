@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from refvit.backends.numba import attention, combine, depthwise, pool, resize, rows, stripes, winograd
+from refvit.backends.numba import attention, combine, depthwise, inverted, pool, resize, rows, stripes, winograd
 from refvit.backends.numba import shortcut as shortcuts
-from refvit.backends.numba.conv import Packed, Taps, conv, linear, pack
+from refvit.backends.numba.conv import Packed, Taps, conv, linear, pack, panels
 from refvit.backends.numba.copy import LayoutError, copy, fill
 from refvit.backends.numba.copy import pad as padded
+from refvit.backends.numba.cpu import target
 from refvit.backends.numba.epilogue import ACT
 from refvit.backends.numba.layout import Place, matrix, same_rows
 from refvit.backends.numba.lower import Lowering
@@ -110,19 +112,21 @@ def elementwise(low: Lowering, node: Node) -> None:
     _combine(low, steps, inputs, out)
 
 
-choose = getattr(winograd, "choose", lambda c, k, h, w, n: 4 if min(h, w) >= 12 else 0)
-
-
 def conv2d(low: Lowering, node: Node) -> None:
     """Depthwise, Winograd or dense, whichever suits the layer."""
     tail = Tail(node)
+    if node.name in low.residuals:
+        if _inverted(low, node, tail):
+            return
+        for layer in low.residuals[node.name]:
+            conv2d(low, layer)
     attrs: dict[str, Any] = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1, **tail.first.attrs}
     name, weight_name, bias_name = tail.operand(0), tail.operand(1), tail.operand(2)
     assert name is not None and weight_name is not None
     early = name in low.early
     x, shape = low.place(low.early.get(name, name)), low.graph.value(weight_name).shape
-    k, c_group, r, s = shape
-    n, c, h, w = x.shape
+    k, _, r, s = shape
+    n, c = x.shape[:2]
     if c > FEW_CHANNELS and x.axes[1] and x.stride(1) != 1:
         x = low.copied(x)
     out = low.result(node, _pixels_in_rows)
@@ -137,7 +141,7 @@ def conv2d(low: Lowering, node: Node) -> None:
     if groups == c and k == c and groups > 1:
         weight, bias = _arrays(low, tail, weight_name, bias_name)
         low.emit(depthwise.depthwise(x, weight, bias, value, attrs["stride"], attrs["padding"], attrs["dilation"],
-                                     act=ACT[tail.act], residual=residual, pre_act=ACT["hardswish" if early else "none"]))  # fmt: skip
+                                     act=ACT[tail.act], pre_act=ACT["hardswish" if early else "none"], residual=residual))  # fmt: skip
     elif groups > 1:
         _grouped(low, tail, x, value, weight_name, bias_name, Taps((r, s), stride, (top, left), dilation), groups, residual)
     elif c <= FEW_CHANNELS and dilation == (1, 1) and (r, s) != (1, 1):
@@ -145,7 +149,7 @@ def conv2d(low: Lowering, node: Node) -> None:
     else:
         tile = 0
         if (r, s) == (3, 3) and stride == dilation == (1, 1) and top == bottom == left == right <= 2:
-            tile = choose(c, k, *node.shape[2:], n)
+            tile = winograd.choose(c, k, *node.shape[2:], n)
         if tile:
             bias = None if bias_name is None else low.constants[bias_name].array * np.float32(tail.factor)
             packed = low.constants.share(
@@ -159,6 +163,31 @@ def conv2d(low: Lowering, node: Node) -> None:
             taps = Taps((r, s), stride, (top, left), dilation)
             low.emit(conv(x, packed, value, taps, residual=residual, **_act(tail)))
     _finish(low, node, tail, value, out)
+
+
+def _inverted(low: Lowering, node: Node, tail: Tail) -> bool:
+    """Three layers as one, if that pays; False if not."""
+    first, middle = (Tail(n) for n in low.residuals[node.name])
+    names = [t.operand(i) for t in (first, middle, tail) for i in (1, 2)]
+    name = first.operand(0)
+    assert name is not None and names[0] is not None and names[2] is not None
+    x, attrs = low.place(name), {"stride": 1, "padding": 0, "dilation": 1, **middle.first.attrs}
+    stride = _pair("stride", attrs["stride"], 1)
+    hidden = low.graph.value(names[0]).shape[0]
+    apart = x.axes[1] and x.stride(1) != 1
+    if tail.rest or tail.act != "none" or tail.factor != 1.0 or apart:
+        return False
+    if not inverted.worthwhile(x.shape[0], *x.shape[2:], hidden, stride[0]):
+        return False
+    residual = None if tail.residual is None else low.place(tail.residual)
+    if residual is not None and residual.shape != node.shape:
+        return False
+    arrays = [None if n is None else low.constants[n] for n in names]
+    key = f"inverted {[None if c is None else c.key for c in arrays]}"
+    layers = low.constants.share(key, lambda: inverted.pack_layers(*(None if c is None else c.array for c in arrays)))
+    low.emit(inverted.inverted(x, layers, low.result(node, _pixels_in_rows), stride=stride, padding=attrs["padding"],
+                               dilation=attrs["dilation"], act=ACT[first.act], residual=residual))  # fmt: skip
+    return True
 
 
 def _act(tail: Tail) -> dict[str, Any]:
@@ -284,16 +313,41 @@ def shortcut(low: Lowering, node: Node) -> None:
 
 
 def matmul(low: Lowering, node: Node) -> None:
-    """A product of two computed matrices: the second is packed at run time."""
+    """A product of two computed matrices, (..., l, d) and (..., d, m): the second is brought into panels on the way."""
     tail = Tail(node)
     names = [tail.operand(0), tail.operand(1)]
     assert names[0] is not None and names[1] is not None
-    x, y = low.place(names[0]), low.place(names[1])
+    *lead, _, d = low.graph.value(names[0]).shape
+    m, count = node.shape[-1], math.prod(lead)
+    if low.graph.value(names[1]).shape[:-2] != tuple(lead) or tail.act != "none" or tail.residual or tail.rest:
+        raise BackendError(f"{node.name}: the numba backend has no kernel for this product with what follows it: {node.attrs}")
     out = low.new(node.shape, tuple(range(len(node.shape))))
-    low.emit(attention.matmul(x, y, out, scale=tail.factor))
+    xs, ys, outs = (_flat(low, place, count) for place in (low.place(names[0]), low.place(names[1]), out))
+    for x, y, to in zip(xs, ys, outs, strict=True):
+        if matrix(x.axes[:1]) is None or (x.axes[1] and x.stride(1) != 1):
+            x = low.copied(x, (0, 1))
+        shape = panels(m, 1, d)
+        for i in range(shape.panels):
+            start, width = i * shape.vectors * target().lanes, (shape.vectors if i < shape.panels - 1 else shape.last_vectors)
+            columns, lanes = min(m - start, width * target().lanes), width * target().lanes
+            axes = (((d, lanes),) if d > 1 else (), ((columns, 1),) if columns > 1 else ())
+            part = y.slice(1, start, columns)
+            assert part is not None
+            low.emit(copy(part, Place(shape.weight, start * d, axes)))
+        low.emit(linear(x, shape, to))
     low.places[node.name] = out
-    if tail.act != "none" or tail.residual or tail.rest:
-        raise BackendError(f"{node.name}: a product of two values with {node.attrs['steps']} has no kernel")
+    if tail.factor != 1.0:
+        low.places[node.name] = scaled = low.like(out, m)
+        _combine(low, (Step("scale", (0,), {"factor": tail.factor}),), [out], scaled)
+
+
+def _flat(low: Lowering, place: Place, count: int) -> list[Place]:
+    """The matrices of a stack, one by one."""
+    shape = (count, *place.shape[-2:])
+    stack = place.reshape(shape) or low.copied(place, tuple(range(len(place.shape)))).reshape(shape)
+    assert stack is not None
+    parts = [stack.slice(0, i, 1) for i in range(count)]
+    return [p.squeeze(0) for p in parts if p is not None]
 
 
 def layer_norm(low: Lowering, node: Node) -> None:
@@ -307,7 +361,7 @@ def layer_norm(low: Lowering, node: Node) -> None:
 def softmax(low: Lowering, node: Node) -> None:
     """Along the last axis; other axes are brought there by a view."""
     axis = node.attrs["axis"] % len(node.shape)
-    order = tuple(i for i in range(len(node.shape)) if i != axis) + (axis,)
+    order = (*(i for i in range(len(node.shape)) if i != axis), axis)
     x = low.place(node.sources[0]).transpose(order)
     if matrix(x.axes[:-1]) is None or (x.axes[-1] and x.stride(-1) != 1):
         x = low.copied(x, tuple(range(len(x.shape))))
@@ -370,11 +424,11 @@ def adaptive(low: Lowering, node: Node) -> None:
 
 def concat(low: Lowering, node: Node) -> None:
     """Parts that are not in their places already are copied there."""
-    for part, target in zip(node.inputs, low.parts[node.name], strict=True):
+    for part, wanted in zip(node.inputs, low.parts[node.name], strict=True):
         assert part is not None
         here = low.place(part)
-        if here != target:
-            low.emit(copy(here, target))
+        if here != wanted:
+            low.emit(copy(here, wanted))
     low.places[node.name] = low.wholes[node.name]
 
 

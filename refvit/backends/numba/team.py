@@ -21,8 +21,8 @@ from refvit.backends.numba.objects import Objects
 from refvit.graph.ir import Array
 
 KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
-GENERATION, ACTIVE, PROGRAM, COUNT, COUNTERS, TICKS, YIELD, WORDS = 0, 8, 16, 17, 18, 19, 20, 24  # as in kernels/team.py
-COUNTER_WORDS = 16
+GENERATION, ACTIVE, PROGRAM, COUNT, COUNTERS, TICKS, YIELD, THREADS, WORDS = 0, 8, 16, 17, 18, 19, 20, 21, 24  # as in kernels/team.py
+MOST_THREADS = 4096
 LINE = 64
 
 
@@ -49,6 +49,7 @@ class Team:
         self.lock = threading.RLock()
         self.objects = Objects()
         self.arena = Memory()
+        self._counters = Memory()
         self._scratch: list[Memory] = [Memory()]
         self._state = np.zeros(WORDS + LINE // 8, np.int64)
         self._address = self._state.ctypes.data + -self._state.ctypes.data % LINE
@@ -58,11 +59,10 @@ class Team:
         self._close: Callable[[int, int, int], None] | None = None
         self._words[YIELD] = ctypes.cast(_give_way(), ctypes.c_void_p).value or 0
 
-    def run(self, program: Array, counters: Array, scratch: int, threads: int, ticks: Array | None = None) -> None:
+    def run(self, program: Array, scratch: int, threads: int, ticks: Array | None = None) -> None:
         """Run instructions, int64 rows (kernel, args, units, need); the caller holds `lock`.
 
-        counters: int64 (instructions, 16), whatever they hold. scratch: bytes a thread needs. ticks: int64 (instructions,), set to
-        the clock at the end of each.
+        scratch: bytes a thread needs. ticks: int64 (instructions,), set to the clock at the end of each.
         """
         if self._run is None or self._close is None:
             self.objects.require(["team.work", "team.close"])
@@ -75,14 +75,16 @@ class Team:
             threading.Thread(
                 target=_help, args=(self._queues[-1], self._run, self._address), daemon=True, name="refvit"
             ).start()
-        counters[:] = 0
+        size = LINE * (1 + threads) * len(program)
+        ctypes.memset(self._counters.reserve(size), 0, size)
         words = self._words
-        words[PROGRAM], words[COUNT], words[COUNTERS] = program.ctypes.data, len(program), counters.ctypes.data
+        words[PROGRAM], words[COUNT], words[COUNTERS] = program.ctypes.data, len(program), self._counters.address
         words[TICKS] = 0 if ticks is None else ticks.ctypes.data
+        words[THREADS] = threads
         words[GENERATION] += 1  # odd: open
-        ticket = int(words[GENERATION])
-        for helper, place in zip(self._queues, places[1:], strict=False):
-            helper.put((ticket, place))
+        ticket = int(words[GENERATION]) * MOST_THREADS
+        for i, (helper, place) in enumerate(zip(self._queues, places[1:], strict=False), 1):
+            helper.put((ticket + i, place))
         self._run(self._address, ticket, places[0])
         self._close(self._address, 0, 0)
 

@@ -7,7 +7,7 @@ from helpers.kernels import Memory, run
 from refvit.backends.numba.combine import LayoutError, combine
 from refvit.backends.numba.layout import Place, dense
 from refvit.backends.numba.program import Buffer
-from refvit.graph.ir import OPS, Step
+from refvit.graph.ir import Step
 from refvit.graph.passes.fuse import fused
 
 EPS = np.finfo(np.float32).eps
@@ -63,7 +63,7 @@ def test_plain_activation_with_gaps(op):
 
 def test_large_map_in_several_units():
     shape = (1, 64, 57, 56)
-    made = check((Step("add", (0, 1), {}), RELU), maps([shape] * 2), [nhwc(*shape)] * 1 + [nhwc(*shape)], nhwc(*shape))
+    made = check((Step("add", (0, 1), {}), RELU), maps([shape] * 2), [nhwc(*shape), nhwc(*shape)], nhwc(*shape))
     assert sum(i.units for i in made) >= 8
 
 
@@ -99,12 +99,12 @@ def test_fuse_layer_nearest(c, factors):
     assert len(made) == 1 or c == 1
 
 
-@pytest.mark.parametrize("mode", ["nearest", "bilinear", "bicubic"])
-@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize(
+    ("mode", "align_corners"),
+    [("nearest", False), ("bilinear", False), ("bilinear", True), ("bicubic", False), ("bicubic", True)],
+)
 @pytest.mark.parametrize("size", [(16, 24), (13, 19), (1, 5)])
 def test_fuse_layer_with_weights(mode, align_corners, size):
-    if mode == "nearest" and align_corners:
-        pytest.skip("no such rule")
     steps, shapes = fuse_layer(2, 33, *size, (2, 3, 8), mode, align_corners=align_corners)
     check(steps, maps(shapes), [nhwc(*s, k) for k, s in enumerate(shapes)], nhwc(*shapes[0], 7, 2))
 
@@ -162,7 +162,7 @@ def test_position_embedding_and_scale():
         (Step("add", (0, 1), {}),),
         maps([(3, 50, 192), (192,)]),
         [places[0], dense(Buffer(192), (192,))],
-        places[0].__class__(Buffer(28800), 0, places[0].axes),
+        dense(Buffer(28800), (3, 50, 192)),
     )
 
 
@@ -178,7 +178,7 @@ def test_all_planar():
     check(
         (Step("add", (0, 1), {}),),
         maps([shape] * 2),
-        [dense(Buffer(420), shape)] + [dense(Buffer(420), shape)],
+        [dense(Buffer(420), shape), dense(Buffer(420), shape)],
         dense(Buffer(420), shape),
     )
 
@@ -193,7 +193,3 @@ def test_a_diamond_is_refused():
     steps = (Step("relu", (0,), {}), Step("silu", (0,), {}), Step("add", (1, 2), {}))
     with pytest.raises(LayoutError, match="no chain"):
         combine(steps, [nhwc(1, 4, 2, 2)], nhwc(1, 4, 2, 2))
-
-
-def test_steps_are_known_ops():
-    assert {"relu", "silu", "gelu", "hardswish", "sigmoid", "scale", "add", "multiply", "resize", "broadcast"} <= set(OPS)

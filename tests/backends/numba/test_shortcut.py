@@ -80,6 +80,21 @@ def test_a_bad_token_stays_alone():
     assert bad[11] and bad.sum() == 1
 
 
+def test_tokens_in_another_order_of_memory():
+    rng = np.random.default_rng(5)
+    x = rng.standard_normal((1, 4 * 6, 32), np.float32)
+    p, k = rng.standard_normal((8, 8), np.float32), rng.standard_normal((4, 4), np.float32)
+    b, l = rng.standard_normal(8, np.float32), rng.standard_normal(4, np.float32)
+    results = []
+    for axis in (((24, 32),), ((4, 32), (6, 128))):  # row by row, column by column
+        place, out = (Place(Buffer(24 * 32), 0, ((), axis, ((32, 1),))) for _ in range(2))
+        memory = Memory()
+        memory.fill(place, x)
+        run(shortcut(place, p, b, k, l, out), memory)
+        results.append(np.array(memory.view(out)))
+    assert np.isfinite(results[0]).all() and (results[0] == results[1]).all()
+
+
 def test_shapes_that_do_not_fit_are_refused():
     place = tokens(1, 4, 64)
     with pytest.raises(ValueError, match="tokens of 64 values"):

@@ -35,11 +35,14 @@ def _bottom(code):
     return splat(f(0.0) if code == 1 else f(-np.inf))
 
 
-def _walk(join, count, level):
-    """A pass over `count` terms; join(x, y, z, t) uses as many of them."""
+def _row(join, count, level):
+    """out = max(low, scale * join(p, q, r, s)) of n values, with `count` terms; join(x, y, z, t) uses as many of them.
+
+    level: the second term is one value. whole: out takes all of the last vector.
+    """
 
     @njit
-    def row(out, p, q, r, s, n, scale, low):
+    def row(out, p, q, r, s, n, scale, low, whole):
         full = n // LANES * LANES
         one = splat(get(q)) if level else splat(f(0.0))
         for j in range(0, 4 * full, 4 * LANES):
@@ -54,7 +57,17 @@ def _walk(join, count, level):
             y = one if level or count < 2 else load_part(q + j, n)
             z = load_part(r + j, n) if count > 2 else one
             t = load_part(s + j, n) if count > 3 else one
-            store_part(out + j, maximum(low, join(x, y, z, t) * scale), n)
+            v = maximum(low, join(x, y, z, t) * scale)
+            if whole:
+                store(out + j, v)
+            else:
+                store_part(out + j, v, n)
+
+    return row
+
+
+def _walk(row, count):
+    """A pass over `count` terms by rows."""
 
     @njit
     def walk(a, unit, scratch):
@@ -73,7 +86,7 @@ def _walk(join, count, level):
             r = arg(scratch, 3) if count > 2 else 0
             s = arg(scratch, 4) if count > 3 else 0
             for _ in range(m):
-                row(out, p, q, r, s, n, scale, low)
+                row(out, p, q, r, s, n, scale, low, False)
                 out += arg(a, last + 1)
                 p += arg(a, last + 2)
                 if count > 1:
@@ -115,8 +128,10 @@ def _times(x, y, z, t):
     return x * y
 
 
-_one, _two, _three, _four = _walk(_first, 1, False), _walk(_add2, 2, False), _walk(_add3, 3, False), _walk(_add4, 4, False)
-_two_level, _product, _product_level = _walk(_add2, 2, True), _walk(_times, 2, False), _walk(_times, 2, True)
+_row1, _row2, _row3, _row4 = _row(_first, 1, False), _row(_add2, 2, False), _row(_add3, 3, False), _row(_add4, 4, False)
+_one, _two, _three, _four = _walk(_row1, 1), _walk(_row2, 2), _walk(_row3, 3), _walk(_row4, 4)
+_two_level, _product = _walk(_row(_add2, 2, True), 2), _walk(_row(_times, 2, False), 2)
+_product_level = _walk(_row(_times, 2, True), 2)
 
 
 def one(a, unit, scratch):
@@ -148,52 +163,45 @@ def product_level(a, unit, scratch):
 
 
 @njit
-def _add_run(out, p, n, first):
-    """out += a run, or = if it is the first."""
-    full = n // LANES * LANES
-    for j in range(0, 4 * full, 4 * LANES):
-        store(out + j, load(p + j) if first else load(out + j) + load(p + j))
-    if full < n:
-        j, n = 4 * full, n - full
-        v = load_part(p + j, n)
-        store_part(out + j, v if first else load_part(out + j, n) + v, n)
+def _add_blend(out, start, p0, p1, q0, q1, w0, w1, v0, v1, n, empty, whole, scale, low):
+    """out = max(low, scale (start + the pixel between four)), of rows p and q with weights w and two columns with weights v.
 
-
-@njit
-def _add_blend(out, p0, p1, q0, q1, w0, w1, v0, v1, n, first):
-    """out += the pixel between four, of two rows p and q with weights w and columns with weights v."""
+    empty: start is 0. whole: out takes all of the last vector.
+    """
     a0, a1, b0, b1 = splat(w0 * v0), splat(w0 * v1), splat(w1 * v0), splat(w1 * v1)
-    zero = splat(f(0.0))
-    full = n // LANES * LANES
+    full, zero = n // LANES * LANES, splat(f(0.0))
     for j in range(0, 4 * full, 4 * LANES):
-        s = fma(load(p1 + j), a1, fma(load(p0 + j), a0, zero if first else load(out + j)))
-        store(out + j, fma(load(q1 + j), b1, fma(load(q0 + j), b0, s)))
+        v = fma(load(p1 + j), a1, fma(load(p0 + j), a0, zero if empty else load(start + j)))
+        v = fma(load(q1 + j), b1, fma(load(q0 + j), b0, v))
+        store(out + j, maximum(low, v * scale))
     if full < n:
         j, n = 4 * full, n - full
-        s = fma(load_part(p1 + j, n), a1, fma(load_part(p0 + j, n), a0, zero if first else load_part(out + j, n)))
-        store_part(out + j, fma(load_part(q1 + j, n), b1, fma(load_part(q0 + j, n), b0, s)), n)
+        v = fma(load_part(p1 + j, n), a1, fma(load_part(p0 + j, n), a0, zero if empty else load_part(start + j, n)))
+        v = maximum(low, fma(load_part(q1 + j, n), b1, fma(load_part(q0 + j, n), b0, v)) * scale)
+        if whole:
+            store(out + j, v)
+        else:
+            store_part(out + j, v, n)
 
 
 @njit
-def _scaled(out, n, scale, low):
-    """out = max(low, scale * out)."""
-    full = n // LANES * LANES
-    for j in range(0, 4 * full, 4 * LANES):
-        store(out + j, maximum(low, load(out + j) * scale))
-    if full < n:
-        store_part(out + 4 * full, maximum(low, load_part(out + 4 * full, n - full) * scale), n - full)
+def _term(a, g, image, i):
+    """Where row i of an image of a term with a single tap begins; its fields are at g."""
+    return arg(a, g) + image * arg(a, g + 1) + arg(arg(a, g + 2), i)
 
 
 def maps(a, unit, scratch):
-    """A sum with terms that are resized on the way, a segment of a row at a time, which stays in the first cache.
+    """A sum with terms that are resized on the way, a segment of a row at a time; between passes it is in scratch.
 
-    0 channels; 1, 2 rows and columns of the result; 3 pixels of a segment; 4 segments of a row; 5 segments; 6 segments of a unit;
-    7 activation; 8 scale; 9 plain terms; 10 resized terms; 11 the result: address, bytes from image to image, row to row, pixel
-    to pixel; the same four of each plain term; of each resized term address, bytes from image to image, the tables of rows and of
-    columns (`refvit.backends.numba.resize.table`), and 1 if these have two taps each, 0 if one.
+    0 channels; 1, 2 rows and columns of the result; 3 pixels of a segment; 4 segments of a row; 5 segments; 6 segments of a
+    unit; 7 activation; 8 scale; 9 terms with a single tap, at most 4; 10 terms between two rows and two columns; 11 the result:
+    address, bytes from image to image, row to row, pixel to pixel; 15 of each term, those with a single tap first: address,
+    bytes from image to image, the tables of rows and of columns (`refvit.backends.numba.resize.table`)
     """
     c, h, w, pixels, segments = arg(a, 0), arg(a, 1), arg(a, 2), arg(a, 3), arg(a, 4)
-    code, scale, plain, resized = arg(a, 7), arg_f32(a, 8), arg(a, 9), arg(a, 10)
+    code, single, double = arg(a, 7), arg(a, 9), arg(a, 10)
+    one, open_end = splat(f(1.0)), splat(f(-np.inf))
+    ld = 4 * ((c + LANES - 1) // LANES * LANES)
     begin = unit * arg(a, 6)
     for item in range(begin, min(arg(a, 5), begin + arg(a, 6))):
         j0 = item % segments * pixels
@@ -201,33 +209,50 @@ def maps(a, unit, scratch):
         i = item // segments % h
         image = item // segments // h
         out = arg(a, 11) + image * arg(a, 12) + i * arg(a, 13) + j0 * arg(a, 14)
-        step = arg(a, 14)
-        for k in range(plain):
-            g = 15 + 4 * k
-            p = arg(a, g) + image * arg(a, g + 1) + i * arg(a, g + 2) + j0 * arg(a, g + 3)
-            if step == 4 * c and arg(a, g + 3) == step:
-                _add_run(out, p, (j1 - j0) * c, k == 0)
+        p = _term(a, 15, image, i) if single > 0 else 0
+        pc = arg(a, 18)
+        if single > 1 or double == 0:
+            q = _term(a, 19, image, i) if single > 1 else 0
+            r = _term(a, 23, image, i) if single > 2 else 0
+            s = _term(a, 27, image, i) if single > 3 else 0
+            qc, rc, sc = arg(a, 22), arg(a, 26) if single > 2 else 0, arg(a, 30) if single > 3 else 0
+            last = double == 0
+            scale, low = (splat(arg_f32(a, 8)), _bottom(code)) if last else (one, open_end)
+            whole = not last or code > 1
+            target, step = (scratch, ld) if whole else (out, arg(a, 14))
+            if single == 1:
+                for j in range(j0, j1):
+                    _row1(target, p + arg(pc, j), 0, 0, 0, c, scale, low, whole)
+                    target += step
+            elif single == 2:
+                for j in range(j0, j1):
+                    _row2(target, p + arg(pc, j), q + arg(qc, j), 0, 0, c, scale, low, whole)
+                    target += step
+            elif single == 3:
+                for j in range(j0, j1):
+                    _row3(target, p + arg(pc, j), q + arg(qc, j), r + arg(rc, j), 0, c, scale, low, whole)
+                    target += step
             else:
-                for j in range(j1 - j0):
-                    _add_run(out + j * step, p + j * arg(a, g + 3), c, k == 0)
-        for k in range(resized):
-            g = 15 + 4 * plain + 5 * k
-            first = plain + k == 0
+                for j in range(j0, j1):
+                    _row4(target, p + arg(pc, j), q + arg(qc, j), r + arg(rc, j), s + arg(sc, j), c, scale, low, whole)
+                    target += step
+        for k in range(double):
+            g = 15 + 4 * (single + k)
+            empty, direct, last = single + k == 0, single == 1 and k == 0, k == double - 1
+            scale, low = (splat(arg_f32(a, 8)), _bottom(code)) if last else (one, open_end)
+            whole = not last or code > 1
+            target, step = (scratch, ld) if whole else (out, arg(a, 14))
             base = arg(a, g) + image * arg(a, g + 1)
-            rows, columns = arg(a, g + 2), arg(a, g + 3)
-            if arg(a, g + 4) == 0:
-                base += arg(rows, i)
-                for j in range(j0, j1):
-                    _add_run(out + (j - j0) * step, base + arg(columns, j), c, first)
-            else:
-                p, q = base + arg(rows, 4 * i), base + arg(rows, 4 * i + 1)
-                w0, w1 = arg_f32(rows, 4 * i + 2), arg_f32(rows, 4 * i + 3)
-                for j in range(j0, j1):
-                    left, right = arg(columns, 4 * j), arg(columns, 4 * j + 1)
-                    v0, v1 = arg_f32(columns, 4 * j + 2), arg_f32(columns, 4 * j + 3)
-                    _add_blend(out + (j - j0) * step, p + left, p + right, q + left, q + right, w0, w1, v0, v1, c, first)
-        if code == 1 or scale != f(1.0):
-            for j in range(j1 - j0):
-                _scaled(out + j * step, c, splat(scale), _bottom(code))
+            rows, columns = arg(a, g + 2) + 32 * i, arg(a, g + 3)
+            q, r = base + arg(rows, 0), base + arg(rows, 1)
+            w0, w1 = arg_f32(rows, 2), arg_f32(rows, 3)
+            for j in range(j0, j1):
+                t = columns + 32 * j
+                x0, x1, v0, v1 = arg(t, 0), arg(t, 1), arg_f32(t, 2), arg_f32(t, 3)
+                start = p + arg(pc, j) if direct else scratch + (j - j0) * ld
+                _add_blend(target, start, q + x0, q + x1, r + x0, r + x1, w0, w1, v0, v1, c, empty, whole, scale, low)
+                target += step
         if code > 1:
-            activate_block(code, out, j1 - j0, c, step // 4)
+            activate_block(code, scratch, j1 - j0, ld // 4, ld // 4)
+            for j in range(j1 - j0):
+                _row1(out + j * arg(a, 14), scratch + j * ld, 0, 0, 0, c, one, open_end, False)

@@ -25,9 +25,9 @@ from refvit.backends.numba.simd import (
     store_part,
 )
 
-# A cursor walks through nested loops over several places at once. It lies in scratch: an address for each place, then an index
-# for each loop. In the arguments from `at` on: number of loops, number of places, first address of each place, and for each loop,
-# outermost first, its extent and for each place its stride in bytes.
+# A cursor walks through nested loops over several places at once. It lies in scratch: an address for each place, then an
+# index for each loop. In the arguments from `at` on: number of loops, number of places, first address of each place, and for
+# each loop, outermost first, its extent and for each place its stride in bytes.
 
 
 @njit
@@ -78,9 +78,9 @@ def remaining(a, at, cursor):
     return arg(a, innermost(a, at)) - arg(cursor, arg(a, at + 1) + arg(a, at) - 1)
 
 
-# The fields of the kernels that move runs of values: 0 values of a run; 1 runs; 2 runs of a unit; 3, 4 stride in bytes between
-# values of a run in the target and in the source; 5 bytes between the source's channels (interleaved only); 6 cursor over target
-# and source
+# The fields of the kernels that move runs of values: 0 values of a run; 1 runs; 2 runs of a unit; 3, 4 bytes between values of
+# a run in the target and in the source; 5 bytes between the source's channels (interleaved only); 6 cursor over target and
+# source
 
 
 def _walk(move):
@@ -231,8 +231,9 @@ turn_part = _instruction(_six, types.void, _turn(False))
 def transposed(a, unit, scratch):
     """The source's contiguous axis is another than the target's.
 
-    0, 1 extents of the target's and of the source's contiguous axis; 2, 3 the same of a block; 4, 5 blocks along them; 6 blocks;
-    7 blocks of a unit; 8 bytes in the source along the target's contiguous axis; 9 the reverse; 10 cursor over target and source
+    0, 1 extents of the target's and of the source's contiguous axis; 2, 3 the same of a block; 4, 5 blocks along them; 6 all
+    blocks; 7 blocks of a unit; 8 bytes in the source along the target's contiguous axis; 9 the reverse; 10 cursor over target
+    and source
     """
     n, m = arg(a, 0), arg(a, 1)
     from_step, to_step = arg(a, 8), arg(a, 9)

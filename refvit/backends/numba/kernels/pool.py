@@ -69,9 +69,11 @@ def _mean(out, x, rows, columns, down, along, n):
 
 
 def windows(a, unit, scratch):
-    """0 channels; 1, 2 channels of a block, blocks; 3 windows; 4 their table: byte offset in x, rows, columns, byte offset in the
-    result; 5, 6 bytes from row to row and from column to column of x; 7 items (place, window, block); 8 items of a unit; 9 cursor
-    over the places of the result and of x.
+    """The mean of each window.
+
+    0 channels; 1, 2 channels of a block, blocks; 3 windows; 4 their table: byte offset in x, rows, columns, byte offset in
+    the result; 5, 6 bytes from row to row and from column to column of x; 7 items (place, window, block); 8 items of a unit;
+    9 cursor over the places of the result and of x
     """
     c, block, blocks, count, table = arg(a, 0), arg(a, 1), arg(a, 2), arg(a, 3), arg(a, 4)
     down, along = arg(a, 5), arg(a, 6)

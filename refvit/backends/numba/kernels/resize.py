@@ -38,9 +38,9 @@ def _rows(out, out_step, x, x_step, weights, pairs, columns, n):
 def resize(a, unit, scratch):
     """A row of the result, for a block of channels, is a blend of rows into scratch, and of its pixels into the result.
 
-    0 channels; 1, 2 channels of a block, blocks; 3 columns of x; 4, 5 rows and columns of the result; 6 items (image, row, block);
-    7 items of a unit; 8 table of rows (`refvit.backends.numba.resize.table`); 9 its pairs, 0 if rows stay as they are; 10, 11 the
-    same of columns; 12 x: address, bytes from image to image, row to row, pixel to pixel; 16 the same of the result
+    0 channels; 1, 2 channels of a block, blocks; 3 columns of x; 4, 5 rows and columns of the result; 6 items (image, row,
+    block); 7 items of a unit; 8 table of rows (`refvit.backends.numba.resize.table`); 9 its pairs, 0 if rows stay as they are;
+    10, 11 the same of columns; 12 x: address, bytes from image to image, row to row, pixel to pixel; 16 the same of the result
     """
     c, block, blocks, columns, height, width = arg(a, 0), arg(a, 1), arg(a, 2), arg(a, 3), arg(a, 4), arg(a, 5)
     down, along = arg(a, 9), arg(a, 11)

@@ -32,8 +32,8 @@ from refvit.backends.numba.simd import (
 f = np.float32
 
 
-def _walk(at, one):
-    """`one(a, out, x)` for each row of a unit; the cursor's arguments begin at `at`."""
+def _walk(at, two):
+    """`two(a, out, x, y_out, y)` for each pair of rows x, y of a unit; the cursor's arguments begin at `at`."""
 
     @njit
     def walk(a, unit, scratch):
@@ -45,10 +45,11 @@ def _walk(at, one):
         while i < end:
             m = min(end - i, remaining(a, at, scratch))
             out, x = arg(scratch, 0), arg(scratch, 1)
-            for _ in range(m):
-                one(a, out, x)
-                out += out_step
-                x += x_step
+            for k in range(0, m, 2):
+                odd = min(1, m - 1 - k)  # or the last row twice
+                two(a, out, x, out + odd * out_step, x + odd * x_step)
+                out += 2 * out_step
+                x += 2 * x_step
             advance(a, at, m, scratch)
             i += m
 
@@ -56,47 +57,52 @@ def _walk(at, one):
 
 
 @njit
-def _layer_norm(a, out, x):
-    d, weight, bias = arg(a, 0), arg(a, 3), arg(a, 4)
-    full, four = d // LANES * LANES, d // (4 * LANES) * (4 * LANES)
-    s0 = s1 = s2 = s3 = splat(f(0.0))
-    for j in range(0, four, 4 * LANES):
-        p = x + 4 * j
-        s0 = s0 + load(p)
-        s1 = s1 + load(p + 4 * LANES)
-        s2 = s2 + load(p + 8 * LANES)
-        s3 = s3 + load(p + 12 * LANES)
-    for j in range(four, full, LANES):
-        s0 = s0 + load(x + 4 * j)
-    if full < d:
-        s1 = s1 + load_part(x + 4 * full, d - full)
-    mean = splat(total((s0 + s1) + (s2 + s3)) * arg_f32(a, 6))
-
-    s0 = s1 = s2 = s3 = splat(f(0.0))
-    for j in range(0, four, 4 * LANES):
-        p = x + 4 * j
-        v0, v1 = load(p) - mean, load(p + 4 * LANES) - mean
-        v2, v3 = load(p + 8 * LANES) - mean, load(p + 12 * LANES) - mean
-        s0, s1, s2, s3 = fma(v0, v0, s0), fma(v1, v1, s1), fma(v2, v2, s2), fma(v3, v3, s3)
-    for j in range(four, full, LANES):
-        v0 = load(x + 4 * j) - mean
-        s0 = fma(v0, v0, s0)
-    if full < d:
-        v1 = keep(load_part(x + 4 * full, d - full) - mean, d - full, splat(f(0.0)))
-        s1 = fma(v1, v1, s1)
-    var = total((s0 + s1) + (s2 + s3)) * arg_f32(a, 6)
-    factor = splat(f(1.0) / f(math.sqrt(var + arg_f32(a, 5))))
-
-    for j in range(0, full, LANES):
-        store(out + 4 * j, fma((load(x + 4 * j) - mean) * factor, load(weight + 4 * j), load(bias + 4 * j)))
-    if full < d:
-        j, n = 4 * full, d - full
-        v = (load_part(x + j, n) - mean) * factor
-        store_part(out + j, fma(v, load_part(weight + j, n), load_part(bias + j, n)), n)
+def _scale_of(a, squares):
+    return splat(f(1.0) / f(math.sqrt(total(squares) * arg_f32(a, 6) + arg_f32(a, 5))))
 
 
 @njit
-def _softmax(a, out, x):
+def _layer_norm(a, out, x, y_out, y):
+    """Two rows at once, x and y: what the one waits for is hidden behind the other. They may be the same."""
+    d, weight, bias = arg(a, 0), arg(a, 3), arg(a, 4)
+    full, two = d // LANES * LANES, d // (2 * LANES) * (2 * LANES)
+    n, end, zero = d - full, 4 * full, splat(f(0.0))
+    s0 = s1 = t0 = t1 = zero
+    for j in range(0, 4 * two, 8 * LANES):
+        s0, s1 = s0 + load(x + j), s1 + load(x + j + 4 * LANES)
+        t0, t1 = t0 + load(y + j), t1 + load(y + j + 4 * LANES)
+    if two < full:
+        s0, t0 = s0 + load(x + 4 * two), t0 + load(y + 4 * two)
+    if n:
+        s1, t1 = s1 + load_part(x + end, n), t1 + load_part(y + end, n)
+    x_mean, y_mean = splat(total(s0 + s1) * arg_f32(a, 6)), splat(total(t0 + t1) * arg_f32(a, 6))
+
+    s0 = s1 = t0 = t1 = zero
+    for j in range(0, 4 * two, 8 * LANES):
+        u0, u1 = load(x + j) - x_mean, load(x + j + 4 * LANES) - x_mean
+        v0, v1 = load(y + j) - y_mean, load(y + j + 4 * LANES) - y_mean
+        s0, s1, t0, t1 = fma(u0, u0, s0), fma(u1, u1, s1), fma(v0, v0, t0), fma(v1, v1, t1)
+    if two < full:
+        u0, v0 = load(x + 4 * two) - x_mean, load(y + 4 * two) - y_mean
+        s0, t0 = fma(u0, u0, s0), fma(v0, v0, t0)
+    if n:
+        u1, v1 = keep(load_part(x + end, n) - x_mean, n, zero), keep(load_part(y + end, n) - y_mean, n, zero)
+        s1, t1 = fma(u1, u1, s1), fma(v1, v1, t1)
+    x_scale, y_scale = _scale_of(a, s0 + s1), _scale_of(a, t0 + t1)
+
+    for j in range(0, end, 4 * LANES):
+        w, b = load(weight + j), load(bias + j)
+        store(out + j, fma((load(x + j) - x_mean) * x_scale, w, b))
+        store(y_out + j, fma((load(y + j) - y_mean) * y_scale, w, b))
+    if n:
+        w, b = load_part(weight + end, n), load_part(bias + end, n)
+        u0, v0 = load_part(x + end, n), load_part(y + end, n)
+        store_part(out + end, fma((u0 - x_mean) * x_scale, w, b), n)
+        store_part(y_out + end, fma((v0 - y_mean) * y_scale, w, b), n)
+
+
+@njit
+def _softmax_one(a, out, x):
     d = arg(a, 0)
     full = d // LANES * LANES
     n, end = d - full, 4 * full
@@ -120,6 +126,13 @@ def _softmax(a, out, x):
         store(out + 4 * j, load(out + 4 * j) * factor)
     if n:
         store_part(out + end, load_part(out + end, n) * factor, n)
+
+
+@njit
+def _softmax(a, out, x, y_out, y):
+    _softmax_one(a, out, x)
+    if y != x:
+        _softmax_one(a, y_out, y)
 
 
 _norms, _softs = _walk(7, _layer_norm), _walk(3, _softmax)

@@ -1,6 +1,7 @@
 """The loop that every thread of the team runs: take a unit, do it, count it, and wait only for what the next one reads.
 
-There is no barrier. An instruction is finished when all its units are counted, and says before which instruction everything has
+Each thread begins with its own run of the units, the same part of every map, which its cache then knows; when that is done it
+takes from the runs of the others. There is no barrier. An instruction is finished when all its units are counted, and says before which instruction everything has
 to be finished for it to begin. A thread that comes late, or that the system puts aside between two units, holds nobody up.
 """
 
@@ -12,10 +13,11 @@ from refvit.backends.numba.simd import I64, _instruction, arg, set_arg
 _i = types.int64
 
 # the team's state, int64 each on a cache line of its own where threads write
-GENERATION, ACTIVE, PROGRAM, COUNT, COUNTERS, TICKS, YIELD = 0, 8, 16, 17, 18, 19, 20
-# an instruction of the program, and its two counters in bytes
+GENERATION, ACTIVE, PROGRAM, COUNT, COUNTERS, TICKS, YIELD, THREADS = 0, 8, 16, 17, 18, 19, 20, 21
+# an instruction of the program; its counters: the units that are done, then for each thread how many of its run are taken
 KERNEL, ARGS, UNITS, NEED, ENTRY_BYTES = 0, 1, 2, 3, 32
-NEXT, DONE, COUNTER_BYTES = 0, 64, 128
+LINE = 64  # bytes: each counter has a cache line of its own
+MOST_THREADS = 4096  # a ticket is a generation times this, plus the number of the thread
 SPINS = 2000  # before the processor is offered to others
 
 
@@ -61,9 +63,11 @@ call_plain = _instruction((_i,), types.void, _call_plain)
 
 
 def work(a, ticket, scratch):
-    """Run the program of generation `ticket`; a: the team's state. Whoever comes when it is over leaves at once."""
+    """Run the program of a generation; a: the team's state. Whoever comes when it is over leaves at once."""
     fetch_add(a + 8 * ACTIVE, 1)
-    if read(a + 8 * GENERATION) == ticket:
+    if read(a + 8 * GENERATION) == ticket // MOST_THREADS:
+        me, threads = ticket % MOST_THREADS, arg(a, THREADS)
+        counter_bytes = LINE * (1 + threads)
         program, count = arg(a, PROGRAM), arg(a, COUNT)
         counters, ticks, give_way = arg(a, COUNTERS), arg(a, TICKS), arg(a, YIELD)
         finished = 0  # everything before this instruction
@@ -71,7 +75,7 @@ def work(a, ticket, scratch):
             need = arg(program + ENTRY_BYTES * i, NEED) if i < count else count
             while finished < need:
                 units = arg(program + ENTRY_BYTES * finished, UNITS)
-                done = counters + COUNTER_BYTES * finished + DONE
+                done = counters + counter_bytes * finished
                 spins = 0
                 while read(done) < units:
                     spins += 1
@@ -82,14 +86,18 @@ def work(a, ticket, scratch):
             if i < count:
                 entry = program + ENTRY_BYTES * i
                 units, kernel, args = arg(entry, UNITS), arg(entry, KERNEL), arg(entry, ARGS)
-                counter = counters + COUNTER_BYTES * i
-                while read(counter + NEXT) < units:
-                    unit = fetch_add(counter + NEXT, 1)
-                    if unit >= units:
-                        break
-                    call_kernel(kernel, args, unit, scratch)
-                    if fetch_add(counter + DONE, 1) == units - 1 and ticks != 0:
-                        set_arg(ticks, i, clock(0))
+                counter = counters + counter_bytes * i
+                for k in range(threads):
+                    owner = (me + k) % threads
+                    first, stop = units * owner // threads, units * (owner + 1) // threads
+                    taken = counter + LINE * (1 + owner)
+                    while first + read(taken) < stop:
+                        unit = first + fetch_add(taken, 1)
+                        if unit >= stop:
+                            break
+                        call_kernel(kernel, args, unit, scratch)
+                        if fetch_add(counter, 1) == units - 1 and ticks != 0:
+                            set_arg(ticks, i, clock(0))
     fetch_add(a + 8 * ACTIVE, -1)
 
 

@@ -1,0 +1,202 @@
+"""Winograd convolutions against the golden convolution in float64, and how the work is cut."""
+
+import itertools
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from helpers.kernels import Memory, run
+
+from refvit.backends.numba import winograd as planning
+from refvit.backends.numba.cpu import target
+from refvit.backends.numba.epilogue import ACT
+from refvit.backends.numba.layout import dense
+from refvit.backends.numba.program import Buffer
+from refvit.backends.numba.winograd import choose, cost, pack, register_tiles, split, winograd
+from refvit.ops import conv2d
+
+ULP = 2.0**-23
+
+
+def layer(seed, n, c, k, h, w, padding):
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((n, c, h, w)).astype(np.float32)
+    weight = (rng.standard_normal((k, c, 3, 3)) / np.sqrt(9 * c)).astype(np.float32)
+    bias = rng.standard_normal(k).astype(np.float32)
+    residual = rng.standard_normal((n, k, h + 2 * padding - 2, w + 2 * padding - 2)).astype(np.float32)
+    return x, weight, bias, residual
+
+
+def channels_last(shape, before=0, after=0):
+    """A place with other values before and after the channels of each pixel."""
+    n, c, h, w = shape
+    wide = dense(Buffer(n * (c + before + after) * h * w), (n, c + before + after, h, w), (0, 2, 3, 1))
+    return wide, wide.slice(1, before, c)
+
+
+def compute(x, weight, bias, padding, tile, residual=None, relu=False, act=0, extra=(0, 0)):
+    """The result; everything lies between other channels, which must stay as they are."""
+    memory = Memory()
+    _, x_at = channels_last(x.shape, *extra)
+    shape = x.shape[0], len(weight), x.shape[2] + 2 * padding - 2, x.shape[3] + 2 * padding - 2
+    wide, out = channels_last(shape, *extra)
+    memory.fill(wide, np.full(wide.shape, 777.0))
+    memory.fill(x_at, x)
+    residual_at = None
+    if residual is not None:
+        _, residual_at = channels_last(shape, *extra)
+        memory.fill(residual_at, residual)
+    run(winograd(x_at, pack(weight, tile), bias, out, padding, tile=tile, residual=residual_at, relu=relu, act=act), memory)
+    y = memory.view(out).copy()
+    memory.fill(out, np.full(out.shape, 777.0))
+    assert (memory.view(wide) == 777.0).all()
+    return y
+
+
+def check(y, golden, reference, top):
+    """The rule for every kernel: 4 times NumPy's error and 4 ulp."""
+    assert np.isfinite(y).all()
+    error, usual = np.abs(y - golden).max() / top, np.abs(reference - golden).max() / top
+    assert error <= 4 * usual + 4 * ULP, (error / usual, error / ULP)
+
+
+SHAPES = [
+    # n, c, k, h, w, padding
+    (1, 1, 1, 1, 1, 1),
+    (1, 1, 3, 3, 3, 0),
+    (2, 3, 17, 5, 7, 1),
+    (1, 17, 31, 9, 8, 2),
+    (1, 31, 33, 8, 9, 0),
+    (2, 18, 18, 13, 11, 1),
+    (1, 36, 36, 28, 28, 1),
+    (1, 72, 72, 14, 14, 1),
+    (2, 144, 144, 7, 7, 1),
+    (1, 64, 48, 30, 29, 1),
+    (1, 16, 80, 56, 56, 1),
+    (1, 128, 96, 14, 14, 1),
+    (3, 160, 144, 20, 4, 1),
+    (1, 256, 128, 16, 16, 1),
+    (1, 384, 40, 12, 12, 1),
+]
+
+
+@pytest.mark.parametrize("tile", [4, 2])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_golden(shape, tile):
+    x, weight, bias, residual = layer(3 + sum(shape), *shape)
+    padding = shape[-1]
+    golden = conv2d(*(a.astype(np.float64) for a in (x, weight, bias)), padding=padding)
+    reference = conv2d(x, weight, bias, padding=padding)
+    check(compute(x, weight, bias, padding, tile), golden, reference, np.abs(golden).max())
+    y = compute(x, weight, bias, padding, tile, residual, relu=True, extra=(2, 3))
+    golden, reference = golden + residual, reference + residual
+    check(y, np.maximum(golden, 0), np.maximum(reference, 0), np.abs(golden).max())
+
+
+@pytest.mark.parametrize("tile", [4, 2])
+@pytest.mark.parametrize("name", ACT)
+def test_activations(name, tile):
+    x, weight, _, residual = layer(5, 1, 20, 37, 7, 10, 1)
+    value = conv2d(x.astype(np.float64), weight.astype(np.float64), padding=1) + residual
+    sigmoid = 1 / (1 + np.exp(-value))
+    erf = np.vectorize(__import__("math").erf)
+    golden = {
+        "none": value,
+        "relu": np.maximum(value, 0),
+        "silu": value * sigmoid,
+        "gelu": value * (1 + erf(value / np.sqrt(2))) / 2,
+        "gelu_tanh": value * (1 + np.tanh(np.sqrt(2 / np.pi) * (value + 0.044715 * value**3))) / 2,
+        "hardswish": value * np.clip(value + 3, 0, 6) / 6,
+        "sigmoid": sigmoid,
+    }[name]
+    y = compute(x, weight, None, 1, tile, residual, act=ACT[name])
+    assert np.abs(y - golden).max() <= 2e-6 * np.abs(golden).max()
+
+
+@pytest.mark.parametrize("tile", [4, 2])
+def test_nan_stays(tile):
+    x, weight, bias, _ = layer(6, 1, 5, 20, 12, 12, 1)
+    clean = compute(x, weight, bias, 1, tile, relu=True)
+    x[0, 3, 5, 6] = np.nan
+    y = compute(x, weight, bias, 1, tile, relu=True)
+    assert np.isnan(y[0, :, 4:7, 5:8]).all()  # what the pixel reaches
+    far = np.ones((12, 12), bool)
+    far[2:9, 3:10] = False
+    for i, j in zip(*np.nonzero(far), strict=True):
+        reached = i // tile * tile - 1 <= 5 <= i // tile * tile + tile and j // tile * tile - 1 <= 6 <= j // tile * tile + tile
+        assert reached or (y[0, :, i, j] == clean[0, :, i, j]).all()  # whole tiles may be lost, others may not
+
+
+@pytest.mark.parametrize(("runs", "groups"), [(1, 1), (3, 1), (1, 3), (2, 3), (4, 2)])
+@pytest.mark.parametrize("tile", [4, 2])
+def test_every_split_has_the_same_bits(monkeypatch, runs, groups, tile):
+    """Also with fewer tiles in some runs than in others."""
+    x, weight, bias, residual = layer(7, 2, 18, 96, 10, 13, 1)
+    whole = compute(x, weight, bias, 1, tile, residual)
+    monkeypatch.setattr(planning, "split", lambda tiles, packed: (runs, min(groups, packed.panels)))
+    assert (compute(x, weight, bias, 1, tile, residual) == whole).all()
+
+
+@pytest.mark.parametrize("tile", [4, 2])
+def test_matrix_is_exact(tile):
+    """F(m, 3) by the theorem: evaluate at the points, multiply, interpolate; here with fractions."""
+    g = planning.matrix(tile)
+    points = [Fraction(0), *(Fraction(p) for p in planning.POINTS[tile])]
+    for i, p in enumerate(points):
+        distance = np.prod([p - q for q in points if q != p])
+        assert [Fraction(v).limit_denominator(10**6) for v in g[i]] == [p**j / distance for j in range(3)]
+    assert g[-1].tolist() == [0, 0, 1]
+
+
+def test_pack_reads_back():
+    """A kernel that is 1 in the centre: G g G' is the outer product of the middle column."""
+    lanes = target().lanes
+    weight = np.zeros((5 * lanes - 3, 2, 3, 3), np.float32)
+    weight[:, :, 1, 1] = np.arange(1, len(weight) + 1)[:, None] * np.array([1.0, -2.0])
+    packed = pack(weight, 4)
+    assert (packed.vectors, packed.panels, packed.last_vectors) == (2, 2, 3)
+    first = packed.weight.array[: 36 * 2 * 2 * lanes].reshape(6, 6, 2, 2 * lanes)
+    last = packed.weight.array[36 * 2 * 2 * lanes :].reshape(6, 6, 2, 3 * lanes)
+    middle = planning.matrix(4)[:, 1]
+    u = np.outer(middle, middle)[:, :, None, None] * np.array([1.0, -2.0])[:, None]
+    want = u * np.arange(1, 5 * lanes + 1)
+    want[..., len(weight) :] = 0
+    np.testing.assert_allclose(np.concatenate([first, last], -1), want, rtol=1e-7)
+
+
+def test_register_tiles_are_those_that_are_called():
+    for tiles, most in itertools.product(range(1, 80), (4, 6, 9, 14)):
+        for runs in range(1, min(tiles, 6) + 1):
+            called = set()
+            for i in range(runs):
+                count = tiles * (i + 1) // runs - tiles * i // runs
+                blocks = -(-count // most)
+                called |= {count * (j + 1) // blocks - count * j // blocks for j in range(blocks)}
+            assert called <= register_tiles(tiles, runs, most) <= set(range(1, most + 1))
+
+
+def test_split():
+    """Large maps by tiles, few tiles by panels too; never more runs than tiles."""
+
+    def packed(c, k, tile=4):
+        return pack(np.ones((k, c, 3, 3), np.float32), tile)
+
+    assert split(196, packed(32, 32)) == (7, 1)
+    lanes = target().lanes
+    assert split(16, packed(128, 128)) == (1, 128 // lanes // 2)
+    assert split(1, packed(3, 3)) == (1, 1)
+    for tiles in (1, 2, 3, 16, 49, 64, 196, 1000):
+        for c in (3, 64, 200):
+            runs, groups = split(tiles, packed(c, c))
+            assert 1 <= runs <= tiles and groups in (1, packed(c, c).panels)
+
+
+def test_choice():
+    assert choose(64, 64, 56, 56, 1) == 4
+    assert choose(32, 32, 56, 56, 1) == 4
+    assert choose(128, 128, 7, 7, 1) != 4  # the transformed weights are read for four tiles only
+    assert choose(128, 128, 7, 7, 32) == 4  # for many images they pay
+    assert choose(3, 64, 1, 1, 1) == 0
+    for shape in itertools.product((3, 18, 64, 256), (18, 128), (1, 7, 56), (5, 56), (1, 8)):
+        costs = {tile: cost(*shape, tile) for tile in (0, 2, 4)}
+        assert costs[choose(*shape)] <= costs[0] and min(costs.values()) > 0
