@@ -150,7 +150,7 @@ def _dense(
     for vectors, used in ((packed.vectors, packed.panels > 1), (packed.last_vectors, True)):
         args += [Function(f"tile_{m}x{vectors}") if m in tiles and used else 0 for m in range(1, most + 1)]
     reads = [buffer, packed.weight, zeros(packed.depth)]
-    reads += [b for b in (packed.bias, residual and residual.buffer) if b is not None]
+    reads += [b for b in (packed.bias, None if residual is None else residual.buffer) if b is not None]
     scratch = FIELD_BYTES + 8 * packed.taps * max(sizes)
     macs = n * rows * packed.taps * packed.depth * packed.columns
     return [Instruction("conv.dense", args, n * runs * groups, reads, [out.buffer], scratch, macs=macs)]

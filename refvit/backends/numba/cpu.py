@@ -23,7 +23,7 @@ class Target:
     panel: int
 
 
-# features of the processor, first match: lanes, rows, vectors in a panel; accumulators, panel and one operand fill the registers
+# feature, first match: lanes, rows, vectors in a panel. Accumulators, panel and one operand fill the registers
 TILES = (("avx512f", 16, 14, 2), ("avx2", 8, 6, 2), ("avx", 8, 6, 2), ("neon", 4, 10, 2), ("", 4, 6, 2))
 
 

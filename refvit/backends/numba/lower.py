@@ -6,13 +6,15 @@ kernel cannot read is copied first, which no model needs on its main path.
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
 from refvit.backends.numba import patterns
 from refvit.backends.numba.constants import Constants
 from refvit.backends.numba.copy import copy
-from refvit.backends.numba.layout import Place, dense, matrix
+from refvit.backends.numba.layout import Place, dense, matrix, merge
 from refvit.backends.numba.program import Buffer, Instruction
 from refvit.errors import BackendError
 from refvit.graph.ir import Graph, Node, Shape, size
@@ -83,12 +85,9 @@ class Lowering:
 
     def new(self, shape: Shape, order: tuple[int, ...] | None = None) -> Place:
         """Memory for a value: maps channels-last, everything else row-major, unless `order` says otherwise."""
-        elements = 1
-        for s in shape:
-            elements *= s
         if order is None and len(shape) == 4:
             order = CHANNELS_LAST
-        return dense(Buffer(elements), shape, order)
+        return dense(Buffer(math.prod(shape)), shape, order)
 
     def result(self, node: Node, accept: Callable[[Place], bool] | None = None) -> Place:
         """Where the node's value is to be written: where a concatenation wants it, or memory of its own."""
@@ -169,19 +168,20 @@ def _unfold(x: Place, node: Node) -> Place | None:
 
 def _fold(x: Place, node: Node) -> Place | None:
     (ph, pw), (h, w) = node.attrs["patch"], node.attrs["size"]
-    if h % ph or w % pw:
-        return None
-    n, c = node.shape[:2]
+    return None if h % ph or w % pw else _folded(x, node, h, w)
+
+
+def _folded(x: Place, node: Node, h: int, w: int) -> Place | None:
+    """Patches as the map of h x w that they tile."""
+    (ph, pw), (n, c) = node.attrs["patch"], node.shape[:2]
     cut = x.reshape((n, ph, pw, h // ph, w // pw, c))
     return None if cut is None else _joined(cut.transpose((0, 5, 3, 1, 4, 2)), (0, 1, 2, 4, 6))
 
 
 def _joined(x: Place, starts: tuple[int, ...]) -> Place:
     """Runs of axes, which begin at `starts`, as one axis each."""
-    from refvit.backends.numba.layout import merge
-
-    pairs = zip(starts[:-1], starts[1:], strict=True)
-    return Place(x.buffer, x.offset, tuple(merge([f for axis in x.axes[a:b] for f in axis]) for a, b in pairs))
+    runs = [x.axes[a:b] for a, b in itertools.pairwise(starts)]
+    return Place(x.buffer, x.offset, tuple(merge([f for axis in run for f in axis]) for run in runs))
 
 
 def _resized_patches(lowering: Lowering, x: Place, node: Node) -> Place:
@@ -196,18 +196,12 @@ def _resized_patches(lowering: Lowering, x: Place, node: Node) -> Place:
         lowering.emit(resize(x, wide, size=(rows, columns), mode="bilinear", align_corners=False))
         view = _VIEW[node.op](wide, node)
     else:
-        whole = _whole_fold(x, node, rows, columns)
+        whole = _folded(x, node, rows, columns)
+        assert whole is not None
         view = lowering.new(node.shape)
         lowering.emit(resize(whole, view, size=(h, w), mode="bilinear", align_corners=False))
     assert view is not None
     return view
-
-
-def _whole_fold(x: Place, node: Node, rows: int, columns: int) -> Place:
-    (ph, pw), (n, c) = node.attrs["patch"], node.shape[:2]
-    cut = x.reshape((n, ph, pw, rows // ph, columns // pw, c))
-    assert cut is not None
-    return _joined(cut.transpose((0, 5, 3, 1, 4, 2)), (0, 1, 2, 4, 6))
 
 
 _VIEW: dict[str, Callable[[Place, Any], Place | None]] = {

@@ -3,8 +3,8 @@
     out[m, j] = init + sum over t < T, c < C of a[t][m][skip + c] * w[(t C + c) ldb + j]     m < rows, j < vectors * lanes
 
 All sums stay in registers: rows x vectors accumulators, one value of `a` broadcast against the vectors of `w` at a time. `a` is
-reached through a table of T x rows addresses, which makes the same kernel a matrix product (T = 1), a convolution (T taps, each row
-an output pixel; a tap outside of the map points at zeros) or a product with any stride between rows.
+reached through a table of T x rows addresses, which makes the same kernel a matrix product (T = 1), a convolution (T taps, each
+row an output pixel; a tap outside of the map points at zeros) or a product with any stride between rows.
 
 The only argument is the address of int64 values, `FIELDS`. `compile_tile` gives the object code of one size of the tile.
 """

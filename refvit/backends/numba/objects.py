@@ -19,6 +19,7 @@ import tempfile
 import threading
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import llvmlite.binding as llvm
 
@@ -106,15 +107,9 @@ def source(name: str) -> str:
 
     file, _, function = name.partition(".")
     kernel = getattr(importlib.import_module(f"refvit.backends.numba.kernels.{file}"), function)
-    options = {
-        "nogil": True,
-        "error_model": "numpy",
-        "fastmath": FASTMATH,
-        "no_cpython_wrapper": True,
-        "no_cfunc_wrapper": True,
-    }
-    compiled = njit(void(int64, int64, int64), **options)(kernel)
-    result = compiled.overloads[compiled.signatures[0]]
+    options: dict[str, Any] = {"fastmath": FASTMATH, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+    compiled = njit(void(int64, int64, int64), nogil=True, error_model="numpy", **options)(kernel)
+    result: Any = compiled.overloads[compiled.signatures[0]]
     inner = result.fndesc.llvm_func_name
     text = result.library.get_llvm_str()
     return f"""{text}

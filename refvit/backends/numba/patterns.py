@@ -1,4 +1,4 @@
-"""What is decided before lowering begins: where parts of concatenations are computed, and which nodes one kernel computes together."""
+"""Decided before lowering: where the parts of concatenations are computed, and which nodes one kernel computes together."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def shortcuts(graph: Graph) -> tuple[dict[str, Shortcut], dict[str, str], set[st
         if chain is None:
             continue
         first, second, last, within = chain
-        x = graph.nodes[first.inputs[0]].sources[0] if first.inputs[0] in graph.nodes else ""
+        x = graph.nodes[first.inputs[0] or ""].sources[0]
         name = last.name
         adder = graph.nodes[users[name][0]] if len(users.get(name, [])) == 1 else None
         plus = adder is not None and _adds(adder, (x, name))
@@ -122,14 +122,9 @@ def before_depthwise(graph: Graph) -> dict[str, str]:
     found = {}
     for node in graph:
         readers = [graph.nodes[name] for name in users.get(node.name, [])]
-        if (
-            node.op == "hardswish"
-            and len(readers) == 1
-            and _is_depthwise(graph, readers[0])
-            and readers[0].inputs[0] == node.name
-        ):
-            if node.name not in graph.outputs.values():
-                found[node.name] = node.sources[0]
+        alone = node.op == "hardswish" and len(readers) == 1 and node.name not in graph.outputs.values()
+        if alone and _is_depthwise(graph, readers[0]) and readers[0].inputs[0] == node.name:
+            found[node.name] = node.sources[0]
     return found
 
 

@@ -120,7 +120,8 @@ def _unary(name: str) -> Any:
 def _reduce(name: str, start: float | None) -> Any:
     def write(b: Any, x: Any) -> Any:
         kinds = [VEC] if start is None else [F32, VEC]
-        call = b.call(_declare(b, f"llvm.vector.reduce.{name}.v{LANES}f32", F32, kinds), [x] if start is None else [F32(start), x])
+        f = _declare(b, f"llvm.vector.reduce.{name}.v{LANES}f32", F32, kinds)
+        call = b.call(f, [x] if start is None else [F32(start), x])
         call.fastmath.add("reassoc")
         return call
 
@@ -174,7 +175,6 @@ def _call(b: Any, function: Any, fields: Any) -> None:
 call_tile = _instruction((_i, _i), types.void, _call)  # (address of a microkernel, address of its fields)
 
 
-
 def _operator(python: Any, write: Any) -> None:
     """Let Numba take `python`, an operator, of two vectors."""
 
@@ -192,7 +192,7 @@ _operator(operator.truediv, lambda b, x, y: b.fdiv(x, y))
 
 
 def _reciprocal(b: Any, x: Any) -> Any:
-    """1 / x; with 16 lanes the flags allow an estimate of 14 bits and a Newton step, since their division takes as long as exp."""
+    """1 / x; with 16 lanes the flags allow an estimate of 14 bits and a Newton step: their division takes as long as exp."""
     return b.fdiv(_constant(1.0), x, flags=("arcp", "ninf", "contract") if LANES == 16 else ())
 
 

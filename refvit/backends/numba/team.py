@@ -21,7 +21,8 @@ from refvit.backends.numba.objects import Objects
 from refvit.graph.ir import Array
 
 KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
-GENERATION, ACTIVE, PROGRAM, COUNT, COUNTERS, TICKS, YIELD, THREADS, WORDS = 0, 8, 16, 17, 18, 19, 20, 21, 24  # as in kernels/team.py
+# words of the state, as in kernels/team.py
+GENERATION, ACTIVE, PROGRAM, COUNT, COUNTERS, TICKS, YIELD, THREADS, WORDS = 0, 8, 16, 17, 18, 19, 20, 21, 24
 MOST_THREADS = 4096
 LINE = 64
 

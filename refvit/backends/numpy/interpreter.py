@@ -16,7 +16,10 @@ Executable = Callable[[Array], dict[str, Array]]
 def check_threads(threads: int | None) -> None:
     """ConfigError if a number is asked for: NumPy's BLAS library decides it for itself."""
     if threads is not None:
-        raise ConfigError("threads: the numpy backend uses as many as its BLAS library; set OPENBLAS_NUM_THREADS before starting")
+        raise ConfigError(
+            "threads: the numpy backend uses as many as its BLAS library; set OPENBLAS_NUM_THREADS before starting, or take "
+            "backend='numba'"
+        )
 
 
 def compile_graph(graph: Graph, threads: None = None) -> Executable:

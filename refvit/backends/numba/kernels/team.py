@@ -1,8 +1,9 @@
 """The loop that every thread of the team runs: take a unit, do it, count it, and wait only for what the next one reads.
 
 Each thread begins with its own run of the units, the same part of every map, which its cache then knows; when that is done it
-takes from the runs of the others. There is no barrier. An instruction is finished when all its units are counted, and says before which instruction everything has
-to be finished for it to begin. A thread that comes late, or that the system puts aside between two units, holds nobody up.
+takes from the runs of the others. There is no barrier. An instruction is finished when all its units are counted, and says
+before which instruction everything has to be finished for it to begin. A thread that comes late, or that the system puts aside
+between two units, holds nobody up.
 """
 
 import llvmlite.ir as ir

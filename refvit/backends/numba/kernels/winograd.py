@@ -48,7 +48,7 @@ TABLE, TAPS, DEPTH = NUMBER["table"], NUMBER["taps"], NUMBER["depth"]
 WEIGHT, LDB, OUT, LDO = NUMBER["weight"], NUMBER["ldb"], NUMBER["out"], NUMBER["ldo"]
 T_BIAS, T_RESIDUAL, T_LDR, T_RELU = NUMBER["bias"], NUMBER["residual"], NUMBER["ldr"], NUMBER["relu"]
 T_LAST, SKIP, AHEAD = NUMBER["last"], NUMBER["skip"], NUMBER["ahead"]
-DEEPEST = 96  # channels summed in one go: longer sums are cut, because their error grows and that of F(4x4) is large already
+DEEPEST = 128  # channels summed in one go: longer sums are cut, because their error grows and that of F(4x4) is large already
 
 
 def _forward(b: Any, d: list[Any]) -> list[Any]:
