@@ -18,7 +18,7 @@ UNIT_MACS = 8_000_000  # at most in a unit: about 80 microseconds
 LEAST_MACS = 500_000  # splitting further costs more than it balances
 UNITS = 16  # wanted of a large layer
 HEAVY_WEIGHTS = 1 << 19  # bytes: more are not read again for every run of rows
-SUM = 512  # terms added in a row: longer sums are made of such, or their rounding would exceed that of a blocked product
+SUM = 384  # terms added in a row: longer sums are made of such, or their rounding would exceed that of a blocked product
 FIELD_BYTES = 128
 
 
@@ -145,7 +145,7 @@ def _dense(
         int(relu or act == "relu"), ACT[act],
         runs, packed.panels, groups,
         packed.vectors, target().lanes, packed.last_vectors, packed.last_lanes,
-        max(1, SUM // packed.depth), packed.depth if packed.depth <= SUM else SUM, most,
+        *pieces(packed), most,
     ]  # fmt: skip
     for vectors, used in ((packed.vectors, packed.panels > 1), (packed.last_vectors, True)):
         args += [Function(f"tile_{m}x{vectors}") if m in tiles and used else 0 for m in range(1, most + 1)]
@@ -154,6 +154,13 @@ def _dense(
     scratch = FIELD_BYTES + 8 * packed.taps * max(sizes)
     macs = n * rows * packed.taps * packed.depth * packed.columns
     return [Instruction("conv.dense", args, n * runs * groups, reads, [out.buffer], scratch, macs=macs)]
+
+
+def pieces(packed: Packed) -> tuple[int, int]:
+    """(taps, values of a tap) that are summed in registers at a time: equal pieces of at most SUM terms."""
+    depth = -(-packed.depth // -(-packed.depth // SUM))
+    most = max(1, SUM // packed.depth)
+    return -(-packed.taps // -(-packed.taps // most)), depth
 
 
 def split(n: int, rows: int, packed: Packed) -> tuple[int, int]:

@@ -130,7 +130,7 @@ def winograd(
         functions += [Function(f"tile_{r}x{vectors}") if r in rows else 0 for r in range(1, _most(vectors) + 1)]
     kernel = f"winograd.f{tile}"
     reads = [packed.weight, biases, *([] if residual is None else [residual.buffer])]
-    macs = tiles * places * c * k
+    macs = n * p * q * 9 * c * k  # of the convolution that it stands for
     if v_buffer is None:
         alone = args(runs, packed.panels, 1) + functions
         return [Instruction(kernel, alone, runs, [x.buffer, *reads], [out.buffer], scratch, macs=macs)]

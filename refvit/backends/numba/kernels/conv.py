@@ -111,33 +111,36 @@ def dense(a, unit, scratch):
         set_arg(fields, T_LAST, last)
         weight = arg(a, WEIGHT) + column * taps * depth
         bias = arg(a, BIAS) + column if arg(a, BIAS) != 0 else 0
-        # the next panel comes from memory while this one is used from the cache
-        ahead, stop = (weight, weight) if final else (weight + 4 * width * taps * depth, weight + 8 * width * taps * depth)
-        for block in range(blocks):
-            begin, end = block_rows(rows, blocks, block), block_rows(rows, blocks, block + 1)
-            size = end - begin
-            tile = arg(a, tiles + size - 1)
-            target = out + 4 * begin * ldo + column
-            set_arg(fields, T_OUT, target)
-            set_arg(fields, T_BIAS, bias)
-            set_arg(fields, T_RESIDUAL, residual + 4 * begin * ldr + column if residual != 0 else 0)
-            set_arg(fields, T_LDR, ldr)
-            set_arg(fields, T_RELU, 0)
-            for tap in range(0, taps, taps_at_once):
-                set_arg(fields, TABLE, table + 8 * (taps * begin + tap * size))
-                set_arg(fields, TAPS, min(taps_at_once, taps - tap))
-                for skip in range(0, depth, depth_at_once):
-                    set_arg(fields, SKIP, skip)
-                    set_arg(fields, DEPTH, min(depth_at_once, depth - skip))
-                    set_arg(fields, T_WEIGHT, weight + 4 * count * lanes * (tap * depth + skip))
-                    if tap + taps_at_once >= taps and skip + depth_at_once >= depth:
-                        set_arg(fields, T_RELU, relu)
-                    set_arg(fields, AHEAD, ahead)
-                    if ahead < stop:
-                        ahead += 64 * arg(fields, TAPS) * arg(fields, DEPTH)
-                    call_tile(tile, fields)
-                    set_arg(fields, T_BIAS, 0)
-                    set_arg(fields, T_RESIDUAL, target)
-                    set_arg(fields, T_LDR, ldo)
-            if act > 1:
-                activate_block(act, target, size, (count - 1) * lanes + last, ldo)
+        for tap in range(0, taps, taps_at_once):
+            now = min(taps_at_once, taps - tap)
+            for skip in range(0, depth, depth_at_once):
+                # a piece of the sum for all rows of the unit: its weights stay in the first cache meanwhile
+                deep = min(depth_at_once, depth - skip)
+                begins = tap + skip == 0
+                ends = tap + now == taps and skip + deep == depth
+                here = weight + 4 * count * lanes * (tap * depth + skip)
+                bytes_here = 4 * count * lanes * now * deep
+                set_arg(fields, TAPS, now)
+                set_arg(fields, DEPTH, deep)
+                set_arg(fields, SKIP, skip)
+                set_arg(fields, T_WEIGHT, here)
+                set_arg(fields, T_BIAS, bias if begins else 0)
+                set_arg(fields, T_LDR, ldr if begins else ldo)
+                set_arg(fields, T_RELU, relu if ends else 0)
+                set_arg(fields, AHEAD, here if ends and final else here + bytes_here)  # the piece after this one lies behind it
+                for block in range(blocks):
+                    begin, end = block_rows(rows, blocks, block), block_rows(rows, blocks, block + 1)
+                    size = end - begin
+                    target = out + 4 * begin * ldo + column
+                    set_arg(fields, TABLE, table + 8 * (taps * begin + tap * size))
+                    set_arg(fields, T_OUT, target)
+                    if not begins:
+                        set_arg(fields, T_RESIDUAL, target)
+                    elif residual != 0:
+                        set_arg(fields, T_RESIDUAL, residual + 4 * begin * ldr + column)
+                    else:
+                        set_arg(fields, T_RESIDUAL, 0)
+                    call_tile(arg(a, tiles + size - 1), fields)
+                    set_arg(fields, AHEAD, here)  # that piece was asked for
+                    if ends and act > 1:
+                        activate_block(act, target, size, (count - 1) * lanes + last, ldo)
