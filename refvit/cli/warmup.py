@@ -33,7 +33,8 @@ def _warmup(args: argparse.Namespace) -> int:
     absent = objects.missing(names)
     objects.require(names)
     place = folder()
-    facts = {"kernels": len(names), "compiled": len(absent), "seconds": round(time.perf_counter() - start, 1), "folder": str(place)}
+    seconds = round(time.perf_counter() - start, 1)
+    facts = {"kernels": len(names), "compiled": len(absent), "seconds": seconds, "folder": str(place)}
     if place is None:
         raise BackendError("the kernels cannot be kept: no folder can be written; set REFVIT_CACHE to one that can")
     if args.json:

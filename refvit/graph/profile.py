@@ -81,8 +81,9 @@ class Profile:
         top = 40 + ROW * (len(kernels) + 1)
         height = top + ROW * len(self.steps) + 10
         title = f"{self.name}, {dims(self.input_shape)}, {self.threads} threads, {1e3 * self.seconds:.3f} ms"
+        font = 'font-family="sans-serif" font-size="11"'
         out = [
-            f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" font-family="sans-serif" font-size="11">',
+            f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" {font}>',
             f'<rect width="100%" height="100%" fill="white"/><text x="12" y="22" font-size="14">{escape(title)}</text>',
         ]
         total = sum(kernels.values()) or 1.0

@@ -16,7 +16,7 @@ EPS = np.finfo(np.float32).eps
 def nhwc(n, c, h, w, ld=None, before=0):
     ld = c if ld is None else ld
     sizes, strides = (n, c, h, w), (h * w * ld, 1, w * ld, ld)
-    axes = tuple(((e, s),) if e > 1 else () for e, s in zip(sizes, strides))
+    axes = tuple(((e, s),) if e > 1 else () for e, s in zip(sizes, strides, strict=True))
     return Place(Buffer(n * h * w * ld), before, axes)
 
 
@@ -72,7 +72,7 @@ def test_conv(case, tail):
     assert np.isnan(memory.values(out.buffer)[gaps]).all()  # nothing beside the value was touched
 
 
-@pytest.mark.parametrize("rows, d, k", [(197, 192, 576), (1, 640, 1000), (16, 33, 17), (50, 3072, 768)])
+@pytest.mark.parametrize(("rows", "d", "k"), [(197, 192, 576), (1, 640, 1000), (16, 33, 17), (50, 3072, 768)])
 def test_linear(rows, d, k):
     rng = np.random.default_rng(rows * d + k)
     x = rng.standard_normal((2, rows, d)).astype(np.float32)

@@ -9,7 +9,7 @@ from refvit.backends.numba.program import Buffer, Instruction
 
 
 def program(seed):
-    """A random one: each instruction reads a few of the last results and writes a new buffer, sometimes a part of an old one."""
+    """A random one: each instruction reads a few of the last results and writes a new buffer, or a part of an old one."""
     rng = random.Random(seed)
     buffers, instructions = [Buffer(rng.randint(1, 300))], []
     instructions.append(Instruction("k", (), 1, (), (buffers[0],)))

@@ -101,5 +101,3 @@ def test_nan_is_not_hidden():
     x[0, 1, 20, 30] = np.nan
     for name in ("vit_tiny_patch16_224", "mobilevit_xxs", "hrnet_w18_small", "hrvit_b1"):
         assert np.isnan(numba.compile_graph(build(name, shape))(x)["output"]).all()
-
-

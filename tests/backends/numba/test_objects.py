@@ -86,7 +86,7 @@ def test_an_edited_kernel_is_never_stale(tmp_path):
     source = Path(objects.HERE).parents[1]
     package = tmp_path / "refvit"
     for path in source.rglob("*"):
-        if path.is_file() and path.suffix in (".py", ".json", ".txt") or path.name == "py.typed":
+        if (path.is_file() and path.suffix in (".py", ".json", ".txt")) or path.name == "py.typed":
             target = package / path.relative_to(source)
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(path.read_bytes())
@@ -103,7 +103,7 @@ def test_an_edited_kernel_is_never_stale(tmp_path):
     seen = []
     for value in (7, 7, 8):
         probe.write_text(
-            "from refvit.backends.numba.simd import set_arg\n\n\ndef seven(a, unit, scratch):\n    set_arg(a, 0, %d)\n" % value
+            f"from refvit.backends.numba.simd import set_arg\n\n\ndef seven(a, unit, scratch):\n    set_arg(a, 0, {value})\n"
         )
         environment = os.environ | {"PYTHONPATH": str(tmp_path), "REFVIT_CACHE": str(tmp_path / "cache")}
         done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, cwd=tmp_path)

@@ -28,7 +28,8 @@ def network(seed, size=12, c=24, layers=7):
     for i in range(layers):
         y = dense(Buffer(c * size * size, public="y" if i == layers - 1 else None), shape, NHWC)
         weight = (rng.standard_normal((c, 9, c)) / (3 * np.sqrt(c))).astype(np.float32)
-        instructions += conv(x, pack(weight, rng.standard_normal(c).astype(np.float32)), y, Taps((3, 3), before=(1, 1)), relu=True)
+        packed = pack(weight, rng.standard_normal(c).astype(np.float32))
+        instructions += conv(x, packed, y, Taps((3, 3), before=(1, 1)), relu=True)
         x = y
     return Plan(instructions, {"x": shape}, {"y": shape}), rng.standard_normal(shape).astype(np.float32)
 
