@@ -114,14 +114,16 @@ def test_weights_of_another_model(xxs, tmp_path):
 
 
 def test_unknown_backend_dtype_device_threads():
-    with pytest.raises(BackendError, match="unknown backend 'tpu'; known are auto, numpy"):
+    with pytest.raises(BackendError, match="unknown backend 'tpu'; known are auto, numba, numpy"):
         refvit.load(backend="tpu")
     with pytest.raises(ConfigError, match="float16, float32, float64, got 'bfloat16'"):
         refvit.load(dtype="bfloat16")
     with pytest.raises(ConfigError, match=r"device.*'cuda:0'"):
         refvit.load(device="cuda:0")
     with pytest.raises(ConfigError, match="OPENBLAS_NUM_THREADS"):
-        refvit.infer(OTHER, threads=4)
+        refvit.infer(OTHER, backend="numpy", threads=4)
+    with pytest.raises(ConfigError, match="threads"):
+        refvit.infer(OTHER, backend="numba", threads=0)
     assert refvit.load(backend="numpy", device="cpu").backend == "numpy"
 
 
@@ -165,7 +167,7 @@ def test_info():
     facts = refvit.info()
     assert set(facts) == {"refvit", "python", "platform", "processors", "libraries", "backends", "embedded"}
     assert facts["refvit"] == refvit.__version__
-    assert facts["backends"] == {"numpy": "usable"}
+    assert facts["backends"] == {"numba": "usable", "numpy": "usable"}
     assert facts["libraries"]["numpy"] == np.__version__
     assert facts["processors"] >= 1
     json.dumps(facts)

@@ -188,7 +188,7 @@ def test_notes_are_told(run, tmp_path):
         (["--model", "mobilevit_s"], 2, "do not come with refvit"),
         (["--model", "mobilevit_xxs.imagenet"], 2, "mobilevit_xxs.cvnets_in1k"),
         (["--weights", "gone.safetensors"], 2, "gone.safetensors: no such weights file"),
-        (["--backend", "tpu"], 3, "unknown backend 'tpu'; known are auto, numpy"),
+        (["--backend", "tpu"], 3, "unknown backend 'tpu'; known are auto, numba, numpy"),
         (["--dtype", "int8"], 2, "float16, float32, float64, got 'int8'"),
         (["--labels", "gone.txt"], 2, "labels file gone.txt"),
         (["--interpolation", "sinc"], 2, "'sinc' given, expected one of nearest"),
@@ -396,7 +396,7 @@ def test_a_process(image):
     done = refvit_process(f"refvit infer {image} --json --backend tpu")
     assert (done.returncode, done.stdout) == (3, "")
     (line,) = done.stderr.splitlines()
-    assert line.startswith("refvit: error: unknown backend 'tpu'; known are auto, numpy")
+    assert line.startswith("refvit: error: unknown backend 'tpu'; known are auto, numba, numpy")
 
 
 @pytest.mark.parametrize("reader", ["head -1", "true"])

@@ -22,6 +22,7 @@ ALLOWED = {
     "models": {"errors", "graph.ir", "graph.trace", "ops", "weights.params"},
     "graph": {"errors", "graph"},
     "graph.passes": {"errors", "graph.ir", "graph.trace"},
+    "graph.profile": {"errors", "files", "graph.ir"},
     "backends": {"errors", "graph", "ops"},
     "weights": {"errors", "files", "graph.ir", "weights"},
     "vision": {"errors", "files", "graph.ir", "ops", "vision"},
@@ -29,6 +30,7 @@ ALLOWED = {
     "loading": {"errors", "graph.ir", "models", "vision", "weights"},
     "api": {"loading", "errors", "backends", "graph", "model", "models", "vision", "weights", ""},
     "cli": {"api", "loading", "errors", "files", "graph", "model", "vision", "weights", ""},
+    "cli.warmup": {"backends", "cli", "errors"},
     "__main__": {"cli"},
 }
 

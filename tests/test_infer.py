@@ -123,7 +123,7 @@ def test_provenance(demo, photos):
     facts = refvit.infer(photos / "a1.png").provenance
     assert facts["model"] == "mobilevit_xxs.cifar10"
     assert facts["weights_sha256"] == load_embedded("mobilevit_xxs.cifar10").sha256
-    assert facts["backend"] == "numpy"
+    assert facts["backend"] == "numba"
     assert facts["dtype"] == "float32"
     assert facts["preprocess"] == demo.preprocess.to_dict()
     assert facts["versions"]["numpy"] == np.__version__

@@ -154,6 +154,6 @@ def test_summary_and_graph(demo):
 
 
 def test_repr_and_attributes(demo):
-    assert repr(demo) == "Model(mobilevit_xxs.cifar10, backend=numpy, dtype=float32)"
+    assert repr(demo) == "Model(mobilevit_xxs.cifar10, backend=numba, dtype=float32)"
     assert demo.task == "classification"
     assert demo.config.num_classes == len(demo.labels) == 10

@@ -91,13 +91,12 @@ def test_the_interpreter_is_free_while_a_program_runs():
     done, counted = threading.Event(), 0
 
     def work():
-        for _ in range(3):
-            plan.run({"x": x}, 1)
+        plan.run({"x": x}, 1)
         done.set()
 
     thread = threading.Thread(target=work)
     switch = sys.getswitchinterval()
-    sys.setswitchinterval(10)  # nobody is asked to let go: the loop below only runs if the lock is released
+    sys.setswitchinterval(0.5)  # nobody is asked to let go: the loop below only runs if the lock is released
     try:
         thread.start()
         while not done.is_set():
