@@ -66,7 +66,7 @@ def conv2d(low: Lowering, node: Node) -> None:
                 f"winograd{tile} {tail.factor} {low.constants.key(weight_name)}",
                 lambda: winograd.pack(low.constants[weight_name].array * np.float32(tail.factor), tile),
             )
-            low.emit(winograd.winograd(x, turned, bias, value, top, tile=tile, residual=residual,
+            low.emit(winograd.winograd(x, turned, bias, value, top, tile=tile, threads=low.threads, residual=residual,
                                        relu=tail.act == "relu", act=0 if tail.act == "relu" else ACT[tail.act]))  # fmt: skip
         else:
             packed = packed_once(

@@ -6,6 +6,7 @@ import numpy as np
 
 from refvit.backends.numba.executor import Plan
 from refvit.backends.numba.lower import Lowering
+from refvit.backends.numba.schedule import breadth_first
 from refvit.errors import GraphError
 from refvit.graph.ir import Array, Graph
 from refvit.graph.passes import optimise
@@ -17,12 +18,12 @@ class Executable:
 
     def __init__(self, graph: Graph, threads: int) -> None:
         self.graph, self.threads = optimise(graph), threads
-        lowering = Lowering(self.graph)
+        lowering = Lowering(self.graph, threads)
         lowering.run()
         (self._input,) = graph.inputs
         self._shape = tuple(graph.inputs[self._input].shape)
         outputs = {public: tuple(graph.value(name).shape) for public, name in graph.outputs.items()}
-        self.plan = Plan(lowering.instructions, {self._input: self._shape}, outputs)
+        self.plan = Plan(breadth_first(lowering.instructions), {self._input: self._shape}, outputs)
         self._kept = lowering.constants.kept
 
     def __call__(self, x: Array) -> dict[str, Array]:

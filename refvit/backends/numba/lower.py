@@ -28,8 +28,8 @@ LINE = 16  # values
 class Lowering:
     """The state of lowering one graph; `kernels` has a function for each op that fills in `emit`."""
 
-    def __init__(self, graph: Graph) -> None:
-        self.graph = graph
+    def __init__(self, graph: Graph, threads: int) -> None:
+        self.graph, self.threads = graph, threads
         self.constants = Constants(graph)
         self.instructions: list[Instruction] = []
         self.places: dict[str, Place] = {}

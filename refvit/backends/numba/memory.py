@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from refvit.backends.numba.program import Buffer, Instruction
 
 LINE = 64  # bytes; kernels like their buffers to begin at a cache line
+AHEAD = 4  # instructions: so much earlier than its turn one may begin without waiting for memory
 
 
 def lifetimes(instructions: Sequence[Instruction]) -> dict[Buffer, tuple[int, int]]:
@@ -20,8 +21,11 @@ def lifetimes(instructions: Sequence[Instruction]) -> dict[Buffer, tuple[int, in
 
 
 def plan(instructions: Sequence[Instruction]) -> tuple[dict[Buffer, int], int]:
-    """Byte offset of every buffer, and the size of the arena: the largest first, each at the lowest place that is free."""
-    lives = lifetimes(instructions)
+    """Byte offset of every buffer, and the size of the arena: the largest first, each at the lowest place that is free.
+
+    A buffer is taken from the moment when what its first instruction reads is there, so that this one can begin then.
+    """
+    lives = {b: (_start(instructions, first), last) for b, (first, last) in lifetimes(instructions).items()}
     placed: list[tuple[int, int, int, int]] = []  # offset, end, first, last
     offsets: dict[Buffer, int] = {}
     for buffer in sorted(lives, key=lambda b: (-b.size, lives[b])):
@@ -37,6 +41,15 @@ def plan(instructions: Sequence[Instruction]) -> tuple[dict[Buffer, int], int]:
         placed.append((at, at + size, first, last))
         placed.sort()
     return offsets, max((end for _, end, _, _ in placed), default=0)
+
+
+def _start(instructions: Sequence[Instruction], i: int) -> int:
+    """The instruction during which i may begin, if only what it reads matters."""
+    touched = {*instructions[i].reads, *instructions[i].writes}
+    for j in range(i - 1, max(-1, i - 1 - AHEAD), -1):
+        if touched & {*instructions[j].writes}:
+            return j + 1
+    return max(0, i - AHEAD)
 
 
 def needs(instructions: Sequence[Instruction], offsets: dict[Buffer, int]) -> list[int]:

@@ -17,16 +17,16 @@ POINTS = {4: (0.625, -0.625, 1.5, -1.5), 2: (1.0, -1.0)}  # of interpolation bes
 LINE = 64  # bytes
 TABLES = 512  # bytes at the beginning of scratch: arguments of the register tiles
 RUN = 28  # tiles: twice the rows of the largest register tile
-LEAST_RUN = 14
-FEW_RUNS = 4  # fewer share the panels as well
-HEAVY_WEIGHTS = 1 << 20  # bytes: more do not stay in the second-level cache, and no run of tiles reads them again
+LEAST_RUN = 10
+SHORTEST_RUN = 6
+HEAVY_WEIGHTS = 1 << 20  # bytes: more do not stay in the second-level cache from one run of tiles to the next
 HEAVY_V = 1 << 20  # bytes of V that a run may have beside heavy weights
 
-# measured on one core with AVX-512 (3.4 GHz): products and direct convolutions in GFLOP/s, weights from memory in bytes a ns,
-# the transforms of a register of channels of a tile in ns, forward and inverse
-RATE, DIRECT_RATE, STREAM = 195.0, 190.0, 22.0
-TRANSFORM = {4: (77.0, 73.0), 2: (31.0, 31.0)}
-CALL = 24.0  # ns to enter and leave a register tile
+# fitted to what two cores with AVX-512 took for eleven layers of HRNet and HRViT: products and direct convolutions of a core in
+# GFLOP/s, weights from memory in bytes a ns, the transforms of a register of channels of a tile in ns, forward and inverse
+RATE, DIRECT_RATE, STREAM = 195.0, 180.0, 30.0
+TRANSFORM = {4: (54.0, 51.0), 2: (22.0, 22.0)}
+CALL = 12.0  # ns to enter and leave a register tile
 GAIN = 0.95  # Winograd has to be that much faster
 
 
@@ -82,13 +82,13 @@ def _most(vectors: int) -> int:
 
 
 def winograd(
-    x: Place, packed: Packed, bias: Array | None, out: Place, padding: int, *, tile: int,
+    x: Place, packed: Packed, bias: Array | None, out: Place, padding: int, *, tile: int, threads: int,
     residual: Place | None = None, relu: bool = False, act: int = 0,
 ) -> list[Instruction]:  # fmt: skip
     """conv2d with a 3x3 kernel and stride 1. x (n, c, h, w), out and residual (n, k, p, q): channels of stride 1; bias (k,).
 
-    padding: rows and columns of zeros on every side. tile: that of `packed`. The residual is added before relu or act, a
-    code of `epilogue.ACT`.
+    padding: rows and columns of zeros on every side. tile: that of `packed`. threads: how many will share the work. The
+    residual is added before relu or act, a code of `epilogue.ACT`.
     """
     n, c, h, w = x.shape
     _, k, p, q = out.shape
@@ -96,7 +96,7 @@ def winograd(
     places = side * side
     down, across = -(-p // tile), -(-q // tile)
     tiles = n * down * across
-    runs, groups = split(tiles, packed)
+    runs, groups = split(tiles, packed, threads)
     wide, last = packed.vectors, packed.last_vectors
     offsets = np.zeros(packed.registers * target().lanes, np.float32)
     if bias is not None:
@@ -105,41 +105,27 @@ def winograd(
 
     longest = -(-tiles // runs)
     row = step * -(-c // target().lanes)
-    v_place = odd_lines(row * (longest if groups == 1 else tiles))
+    v_place = odd_lines(row * longest)
     m_tile = odd_lines(places * step * max(wide, last))
     patch = TABLES + places * step
     m = patch + places * row
     v = m + longest * m_tile
-    scratch = v + (places * v_place if groups == 1 else 0)
-    v_buffer = Buffer(places * v_place // 4) if groups > 1 else None
 
     def strides(place: Place | None) -> tuple[Argument, ...]:
         return (0, 0, 0, 0) if place is None else (place.address, *(4 * place.stride(i) for i in (0, 2, 3)))
 
-    def args(runs: int, panels: int, groups: int) -> list[Argument]:
-        return [
-            *strides(x), *strides(out), *strides(residual), Address(packed.weight), Address(biases),
-            h, w, c, p, q, k, padding, tiles, across, down * across, runs, panels, groups,
-            wide, last, _most(wide), _most(last), bits(0.0 if relu or act == 1 else -math.inf), act,
-            0 if v_buffer is None else Address(v_buffer), row, v_place, m_tile, side, TABLES, patch, m, v,
-        ]  # fmt: skip
-
-    functions: list[Argument] = []
+    args: list[Argument] = [
+        *strides(x), *strides(out), *strides(residual), Address(packed.weight), Address(biases),
+        h, w, c, p, q, k, padding, tiles, across, down * across, runs, packed.panels, groups,
+        wide, last, _most(wide), _most(last), bits(0.0 if relu or act == 1 else -math.inf), act,
+        row, v_place, m_tile, side, TABLES, patch, m, v,
+    ]  # fmt: skip
     for vectors, used in ((wide, packed.panels > 1), (last, True)):
         rows = register_tiles(tiles, runs, _most(vectors)) if used else set()
-        functions += [Function(f"tile_{r}x{vectors}") if r in rows else 0 for r in range(1, _most(vectors) + 1)]
-    kernel = f"winograd.f{tile}"
-    reads = [packed.weight, biases, *([] if residual is None else [residual.buffer])]
+        args += [Function(f"tile_{r}x{vectors}") if r in rows else 0 for r in range(1, _most(vectors) + 1)]
+    reads = [x.buffer, packed.weight, biases, *([] if residual is None else [residual.buffer])]
     macs = n * p * q * 9 * c * k  # of the convolution that it stands for
-    if v_buffer is None:
-        alone = args(runs, packed.panels, 1) + functions
-        return [Instruction(kernel, alone, runs, [x.buffer, *reads], [out.buffer], scratch, macs=macs)]
-    pieces = -(-tiles // LEAST_RUN)
-    shared = args(runs, packed.panels, groups) + functions
-    return [
-        Instruction(kernel, args(pieces, 0, 1), pieces, [x.buffer], [v_buffer], m),
-        Instruction(kernel, shared, runs * groups, [v_buffer, *reads], [out.buffer], scratch, macs=macs),
-    ]
+    return [Instruction(f"winograd.f{tile}", args, runs * groups, reads, [out.buffer], v + places * v_place, macs=macs)]
 
 
 def odd_lines(size: int) -> int:
@@ -156,21 +142,25 @@ def register_tiles(tiles: int, runs: int, most: int) -> set[int]:
     return rows
 
 
-def split(tiles: int, packed: Packed) -> tuple[int, int]:
-    """(runs of tiles, runs of panels): units enough to share, light weights read by every run, heavy ones once if V allows."""
-    if packed.weight.size * 4 > HEAVY_WEIGHTS and packed.panels > 1:
-        v = 4 * (packed.tile + 2) ** 2 * packed.depth * tiles
-        return min(tiles, -(-v // HEAVY_V)), packed.panels
-    runs = max(1, round(tiles / RUN))
-    if runs >= FEW_RUNS:
-        return runs, 1
-    if packed.panels > 1:
-        return runs, packed.panels
-    return max(1, round(tiles / LEAST_RUN)), 1
+def split(tiles: int, packed: Packed, threads: int) -> tuple[int, int]:
+    """(runs of tiles, runs of panels); how the work is cut changes no bit of the result.
+
+    Every run reads all weights, and every run of panels makes V again, which costs less than to hand V from core to core.
+    Every thread gets as many runs, two where they stay long enough. Few tiles are shared by panels as well.
+    """
+    longest = RUN
+    if packed.weight.size * 4 > HEAVY_WEIGHTS:
+        longest = max(RUN, HEAVY_V // (4 * (packed.tile + 2) ** 2 * packed.depth))
+    runs = -(-tiles // longest)
+    for least, of in ((LEAST_RUN, 2 * threads), (SHORTEST_RUN, threads)):
+        if tiles >= least * of * -(-runs // of):
+            return of * -(-runs // of), 1
+    runs = max(runs, tiles // SHORTEST_RUN, 1)
+    return runs, min(packed.panels, -(-threads // runs))
 
 
 def cost(c: int, k: int, h: int, w: int, n: int, tile: int) -> float:
-    """Nanoseconds on one core for an output of n images of h x w pixels, weights from memory. tile: 4, 2, or 0 for direct."""
+    """Nanoseconds for an output of n images of h x w pixels, weights from memory. tile: 4, 2, or 0 for direct."""
     lanes = target().lanes
     inputs, outputs = -(-c // lanes), -(-k // lanes)
     if tile == 0:

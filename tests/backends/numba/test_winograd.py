@@ -34,7 +34,7 @@ def channels_last(shape, before=0, after=0):
     return wide, wide.slice(1, before, c)
 
 
-def compute(x, weight, bias, padding, tile, residual=None, relu=False, act=0, extra=(0, 0)):
+def compute(x, weight, bias, padding, tile, residual=None, relu=False, act=0, extra=(0, 0), threads=2):
     """The result; everything lies between other channels, which must stay as they are."""
     memory = Memory()
     _, x_at = channels_last(x.shape, *extra)
@@ -46,7 +46,8 @@ def compute(x, weight, bias, padding, tile, residual=None, relu=False, act=0, ex
     if residual is not None:
         _, residual_at = channels_last(shape, *extra)
         memory.fill(residual_at, residual)
-    run(winograd(x_at, pack(weight, tile), bias, out, padding, tile=tile, residual=residual_at, relu=relu, act=act), memory)
+    options = {"tile": tile, "threads": threads, "residual": residual_at, "relu": relu, "act": act}
+    run(winograd(x_at, pack(weight, tile), bias, out, padding, **options), memory)
     y = memory.view(out).copy()
     memory.fill(out, np.full(out.shape, 777.0))
     assert (memory.view(wide) == 777.0).all()
@@ -133,7 +134,7 @@ def test_every_split_has_the_same_bits(monkeypatch, runs, groups, tile):
     """Also with fewer tiles in some runs than in others."""
     x, weight, bias, residual = layer(7, 2, 18, 96, 10, 13, 1)
     whole = compute(x, weight, bias, 1, tile, residual)
-    monkeypatch.setattr(planning, "split", lambda tiles, packed: (runs, min(groups, packed.panels)))
+    monkeypatch.setattr(planning, "split", lambda tiles, packed, threads: (runs, min(groups, packed.panels)))
     assert (compute(x, weight, bias, 1, tile, residual) == whole).all()
 
 
@@ -175,20 +176,25 @@ def test_register_tiles_are_those_that_are_called():
             assert called <= register_tiles(tiles, runs, most) <= set(range(1, most + 1))
 
 
-def test_split():
-    """Large maps by tiles, few tiles by panels too; never more runs than tiles."""
+@pytest.mark.parametrize("threads", [1, 2, 3, 8, 64])
+def test_split(threads):
+    """Every thread has as much to do, or there are too few tiles; never more runs than tiles."""
+    for c, k, tile in itertools.product((3, 64, 200), (16, 256), (2, 4)):
+        packed = pack(np.ones((k, c, 3, 3), np.float32), tile)
+        for tiles in (1, 2, 3, 16, 49, 64, 196, 1000):
+            runs, groups = split(tiles, packed, threads)
+            assert 1 <= runs <= tiles and 1 <= groups <= packed.panels
+            even = runs % threads == 0 and groups == 1
+            assert even or tiles < 2 * planning.SHORTEST_RUN * threads
+            assert even or runs * groups >= min(threads, packed.panels)
+    packed = pack(np.ones((32, 32, 3, 3), np.float32), 4)
+    assert split(196, packed, 2) == (8, 1)
 
-    def packed(c, k, tile=4):
-        return pack(np.ones((k, c, 3, 3), np.float32), tile)
 
-    assert split(196, packed(32, 32)) == (7, 1)
-    lanes = target().lanes
-    assert split(16, packed(128, 128)) == (1, 128 // lanes // 2)
-    assert split(1, packed(3, 3)) == (1, 1)
-    for tiles in (1, 2, 3, 16, 49, 64, 196, 1000):
-        for c in (3, 64, 200):
-            runs, groups = split(tiles, packed(c, c))
-            assert 1 <= runs <= tiles and groups in (1, packed(c, c).panels)
+def test_threads_change_no_bit():
+    x, weight, bias, _ = layer(8, 1, 18, 96, 14, 13, 1)
+    one = compute(x, weight, bias, 1, 2, threads=1)
+    assert all((compute(x, weight, bias, 1, 2, threads=n) == one).all() for n in (2, 3, 16))
 
 
 def test_choice():

@@ -6,8 +6,7 @@ A tile of 4x4 (2x2) output pixels needs 6x6 (4x4) pixels of the map. d, the pixe
 of interpolation of F(4x4) are 0, 5/8, -5/8, 3/2, -3/2 and infinity: 0, 1, -1, 2, -2 cost as much and have four times the error.
 
 A unit takes a run of tiles and a run of panels of output channels: transform, then panel by panel products and inverse, so that
-V stays in the second-level cache, M of a panel mostly too, and the weights are read in the order in which they lie. Where few
-tiles meet large weights, V is made by an instruction of its own and the units share the panels.
+V stays in the second-level cache, M of a panel mostly too, and the weights are read in the order in which they lie.
 """
 
 from __future__ import annotations
@@ -156,23 +155,17 @@ RESIDUAL, RESIDUAL_IMAGE, RESIDUAL_ROW, RESIDUAL_PIXEL = 8, 9, 10, 11  # zeros i
 WEIGHTS, BIAS = 12, 13  # panels (place, c, width); a bias for every lane of the panels
 H, W, C, P, Q, K, PADDING = 14, 15, 16, 17, 18, 19, 20
 TILES, ACROSS, OF_IMAGE = 21, 22, 23  # tiles in all, in a row of tiles, in an image
-RUNS, PANELS, GROUPS = 24, 25, 26  # runs of tiles, panels of weights, runs of panels; no panels: only V is wanted
-VECTORS, LAST_VECTORS, MOST, LAST_MOST = (
-    27,
-    28,
-    29,
-    30,
-)  # registers of a panel, rows of its largest register tile; of the last one
+RUNS, PANELS, GROUPS = 24, 25, 26  # runs of tiles, panels of weights, runs of panels
+VECTORS, LAST_VECTORS, MOST, LAST_MOST = 27, 28, 29, 30  # registers of a panel, rows of its largest register tile; of the last
 LEAST, ACT = 31, 32  # outputs are at least that, float32; a code of `epilogue.ACT` to apply to finished tiles
-V, V_TILE, V_PLACE, M_TILE, SIDE = (
+V_TILE, V_PLACE, M_TILE, SIDE = (
     33,
     34,
     35,
     36,
-    37,
-)  # V or 0: in scratch; bytes from tile to tile, place to place; side of a tile of V
-LANE_AT, PATCH_AT, M_AT, V_AT = 38, 39, 40, 41  # offsets in scratch
-FUNCTIONS = 42  # register tiles of 1 to MOST rows for a panel, then of 1 to LAST_MOST rows for the last one
+)  # bytes from tile to tile, place to place, tile to tile of M; side of a tile of V
+LANE_AT, PATCH_AT, M_AT, V_AT = 37, 38, 39, 40  # offsets in scratch
+FUNCTIONS = 41  # register tiles of 1 to MOST rows for a panel, then of 1 to LAST_MOST rows for the last one
 TABLE_AT, FIELDS_AT = 0, 256  # in scratch
 
 
@@ -200,10 +193,8 @@ def forward(a, first, count, v, scratch, size, line):
     c, h, w = arg(a, C), arg(a, H), arg(a, W)
     across, of_image, padding = arg(a, ACROSS), arg(a, OF_IMAGE), arg(a, PADDING)
     v_tile, v_place = arg(a, V_TILE), arg(a, V_PLACE)
-    side, sides = (
-        size + 2,
-        arg(a, SIDE),
-    )  # the same, but not to LLVM: the loops stay loops, and values go through memory unspilt
+    # the same, but not to LLVM: the loops stay loops, and values go through memory unspilt
+    side, sides = size + 2, arg(a, SIDE)
     patch, lane, ld = scratch + arg(a, PATCH_AT), scratch + arg(a, LANE_AT), STEP * ((c + LANES - 1) // LANES)
     for t in range(first, first + count):
         image = t // of_image
@@ -317,11 +308,8 @@ def convolution(a, unit, scratch, size, line, inverse_line, last_line):
     run = unit - group * runs
     first = tiles * run // runs
     count = tiles * (run + 1) // runs - first
-    v = arg(a, V) + first * arg(a, V_TILE)
-    if arg(a, V) == 0:
-        v = scratch + arg(a, V_AT)
-    if arg(a, V) == 0 or panels == 0:
-        forward(a, first, count, v, scratch, size, line)
+    v = scratch + arg(a, V_AT)
+    forward(a, first, count, v, scratch, size, line)
     for panel in range(panels * group // groups, panels * (group + 1) // groups):
         products(a, panel, count, v, scratch, (size + 2) * (size + 2))
         inverse(a, panel, first, count, scratch, size, inverse_line, last_line)
