@@ -26,7 +26,8 @@ from bench.peers import ALGEBRAIC, RUNTIMES
 WRONG = 1e-3  # of the largest value: an output that is further from float64 is an error and no rounding
 VISIT, LEAST, MOST = 0.12, 2, 10  # seconds of a visit, and its iterations
 HEATS = 4  # runs of each form of a model, to choose between them
-PAUSE = 0.01  # seconds after which other runtimes' threads have gone to sleep
+PAUSE = 0.06  # seconds after which other runtimes' threads have gone to sleep: some spin for 30 ms
+WARM = 2  # iterations of a visit that do not count
 
 
 def attempt(function: Callable[[], Any]) -> tuple[Any, str | None]:
@@ -127,7 +128,7 @@ class Field:
         return run
 
     def measure(self, rounds: int) -> dict[str, Any]:
-        """Rounds of one visit each, every round beginning with the next runtime; a visit's first iteration does not count."""
+        """Rounds of one visit each, every round beginning with the next runtime; a visit's first iterations do not count."""
         peak = Peak(self.job.threads)
         times: dict[str, list[float]] = {name: [] for name in self.runs}
         peaks, names = [], list(self.runs)
@@ -139,7 +140,8 @@ class Field:
                 run = self.runs[name]
                 count = int(min(MOST, max(LEAST, VISIT / self.report[name]["estimate"])))
                 time.sleep(PAUSE)
-                run(self.x)
+                for _ in range(WARM):
+                    run(self.x)
                 times[name] += [seconds(run, self.x) for _ in range(count)]
             peaks.append(peak.measure(0.01))
         gc.enable()

@@ -57,16 +57,17 @@ def conv2d(low: Lowering, node: Node) -> None:
     elif c <= FEW_CHANNELS and dilation == (1, 1) and (r, s) != (1, 1):
         _few_channels(low, tail, x, value, weight_name, bias_name, (stride, (top, bottom), (left, right)), residual)
     else:
-        tile = 0
-        if (r, s) == (3, 3) and stride == dilation == (1, 1) and top == bottom == left == right <= 2:
-            tile = winograd.choose(c, k, *node.shape[2:], n)
-        if tile:
+        form = None
+        even = top == left and 0 <= bottom <= top and 0 <= right <= left <= 2
+        if (r, s) == (3, 3) and stride[0] == stride[1] and dilation == (1, 1) and even:
+            form = winograd.choose(c, k, *node.shape[2:], n, stride[0])
+        if form is not None:
             bias = None if bias_name is None else low.constants[bias_name].array * np.float32(tail.factor)
             turned = low.constants.share(
-                f"winograd{tile} {tail.factor} {low.constants.key(weight_name)}",
-                lambda: winograd.pack(low.constants[weight_name].array * np.float32(tail.factor), tile),
+                f"winograd {form.name} {tail.factor} {low.constants.key(weight_name)}",
+                lambda: winograd.pack(low.constants[weight_name].array * np.float32(tail.factor), form),
             )
-            low.emit(winograd.winograd(x, turned, bias, value, top, tile=tile, threads=low.threads, residual=residual,
+            low.emit(winograd.winograd(x, turned, bias, value, top, threads=low.threads, residual=residual,
                                        relu=tail.act == "relu", act=0 if tail.act == "relu" else ACT[tail.act]))  # fmt: skip
         else:
             packed = packed_once(

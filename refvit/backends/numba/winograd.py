@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -13,7 +14,6 @@ from refvit.backends.numba.layout import Place
 from refvit.backends.numba.program import Address, Argument, Buffer, Function, Instruction, bits
 from refvit.graph.ir import Array
 
-POINTS = {4: (0.625, -0.625, 1.5, -1.5), 2: (1.0, -1.0)}  # of interpolation besides 0 and infinity, as in kernels/winograd.py
 LINE = 64  # bytes
 TABLES = 512  # bytes at the beginning of scratch: arguments of the register tiles
 RUN = 28  # tiles: twice the rows of the largest register tile
@@ -25,17 +25,55 @@ HEAVY_V = 1 << 20  # bytes of V that a run may have beside heavy weights
 # fitted to what two cores with AVX-512 took for eleven layers of HRNet and HRViT: products and direct convolutions of a core in
 # GFLOP/s, weights from memory in bytes a ns, the transforms of a register of channels of a tile in ns, forward and inverse
 RATE, DIRECT_RATE, STREAM = 195.0, 180.0, 30.0
-TRANSFORM = {4: (54.0, 51.0), 2: (22.0, 22.0)}
+TRANSFORM = {"f4": (54.0, 51.0), "f2": (22.0, 22.0), "s2": (30.0, 22.0)}
 CALL = 12.0  # ns to enter and leave a register tile
 GAIN = 0.95  # Winograd has to be that much faster
+MOST_WEIGHTS = 1 << 23  # bytes: with more, memory decides
+
+
+@dataclass(frozen=True)
+class Form:
+    """A way to compute a 3x3 convolution by tiles, as kernels/winograd.py does it."""
+
+    name: str  # of the kernel
+    stride: int
+    size: int  # outputs in a line of a tile
+    side: int  # pixels that they read
+    points: tuple[float, ...] = ()  # of interpolation besides 0 and infinity
+
+    @property
+    def step(self) -> int:
+        """Pixels from a tile to the next."""
+        return self.size * self.stride
+
+    @property
+    def places(self) -> int:
+        """Matrix products."""
+        return self.side**2 if self.stride == 1 else 9
+
+    @property
+    def slots(self) -> int:
+        """Values of V for each channel, and so multiplications of a tile."""
+        return self.side**2
+
+    @property
+    def parts(self) -> int:
+        """Values of a channel in one place, at most."""
+        return 1 if self.stride == 1 else 4
+
+
+F4 = Form("f4", 1, 4, 6, (0.625, -0.625, 1.5, -1.5))
+F2 = Form("f2", 1, 2, 4, (1.0, -1.0))
+S2 = Form("s2", 2, 2, 5)
+FORMS = (F4, F2, S2)
+SLOTS_OF_S2 = ((0, 1), (2,), (3, 4))  # of a line, by place
 
 
 @dataclass(frozen=True)
 class Packed:
-    """Weights of F(tile x tile, 3x3) as the kernel reads them: panels of `vectors` registers of output channels, each
-    (places, c, width)."""
+    """Weights as the kernel reads them: panels of `vectors` registers of output channels, each (slots, c, width)."""
 
-    tile: int
+    form: Form
     weight: Buffer
     depth: int
     columns: int
@@ -48,24 +86,39 @@ class Packed:
         return (self.panels - 1) * self.vectors + self.last_vectors
 
 
-def matrix(tile: int) -> Array:
-    """G, (tile + 2, 3) float64: the transform of a kernel's columns. A row is powers of a point over its distances."""
-    points = (0.0, *POINTS[tile])
+def matrix(form: Form) -> Array:
+    """G, (side, 3) float64: the transform of a kernel's columns."""
+    if form is S2:  # what meets d0 - d2, d1, d2, d4 - d2 and d3
+        return np.array([[1, 0, 0], [0, 1, 0], [1, 0, 1], [0, 0, 1], [0, 1, 0]], np.float64)
+    points = (0.0, *form.points)  # a row is powers of a point over its distances
     rows = [[p**i / math.prod(p - q for q in points if q != p) for i in range(3)] for p in points]
     return np.array([*rows, [0.0, 0.0, 1.0]])
 
 
-def pack(weight: Array, tile: int) -> Packed:
-    """weight (k, c, 3, 3) float32, transformed in float64. tile: 4 or 2."""
+def matrix_of_slots(form: Form) -> Array:
+    """(slots, 9) float64: what becomes of the nine taps, in the order of the places and of their parts."""
+    g = matrix(form)
+    both = np.einsum("ir,js->ijrs", g, g).reshape(len(g), len(g), 9)
+    if form is not S2:
+        return both.reshape(-1, 9)
+    pairs = itertools.product(SLOTS_OF_S2, SLOTS_OF_S2)
+    return np.array([both[i, j] for down, across in pairs for i in down for j in across])
+
+
+def pack(weight: Array, form: Form) -> Packed:
+    """weight (k, c, 3, 3) float32, transformed in float64."""
     k, c = weight.shape[:2]
     lanes = target().lanes
     vectors, panels, last = _panels(k)
-    g = matrix(tile)
-    u = np.einsum("ir,kcrs,js->ijck", g, weight.astype(np.float64), g, optimize=True).astype(np.float32)
-    u = np.pad(u.reshape(len(g) ** 2, c, k), ((0, 0), (0, 0), (0, -k % lanes)))
-    pieces = np.split(u, [i * vectors * lanes for i in range(1, panels)], axis=2)
-    packed = np.concatenate([piece.reshape(-1) for piece in pieces])
-    return Packed(tile, Buffer(packed.size, packed), c, k, vectors, panels, last)
+    taps = weight.transpose(2, 3, 1, 0).reshape(9, c * k).astype(np.float64)
+    u = (matrix_of_slots(form) @ taps).astype(np.float32).reshape(form.slots, c, k)
+    packed = np.zeros(form.slots * c * (k + -k % lanes), np.float32)
+    for i in range(panels):
+        begin, end = i * vectors * lanes, k if i == panels - 1 else (i + 1) * vectors * lanes
+        width = (last if i == panels - 1 else vectors) * lanes
+        panel = packed[begin * form.slots * c :][: width * form.slots * c].reshape(form.slots, c, width)
+        panel[:, :, : end - begin] = u[:, :, begin:end]
+    return Packed(form, Buffer(packed.size, packed), c, k, vectors, panels, last)
 
 
 def _panels(k: int) -> tuple[int, int, int]:
@@ -82,19 +135,20 @@ def _most(vectors: int) -> int:
 
 
 def winograd(
-    x: Place, packed: Packed, bias: Array | None, out: Place, padding: int, *, tile: int, threads: int,
+    x: Place, packed: Packed, bias: Array | None, out: Place, padding: int, *, threads: int,
     residual: Place | None = None, relu: bool = False, act: int = 0,
 ) -> list[Instruction]:  # fmt: skip
-    """conv2d with a 3x3 kernel and stride 1. x (n, c, h, w), out and residual (n, k, p, q): channels of stride 1; bias (k,).
+    """conv2d with a 3x3 kernel and the form's stride. x (n, c, h, w), out and residual (n, k, p, q), bias (k,).
 
-    padding: rows and columns of zeros on every side. tile: that of `packed`. threads: how many will share the work. The
-    residual is added before relu or act, a code of `epilogue.ACT`.
+    Channels have stride 1.
+    padding: rows and columns of zeros before the map, and as many as it takes behind it. threads: how many will share the
+    work. The residual is added before relu or act, a code of `epilogue.ACT`.
     """
     n, c, h, w = x.shape
     _, k, p, q = out.shape
-    side, step = tile + 2, 4 * target().lanes
-    places = side * side
-    down, across = -(-p // tile), -(-q // tile)
+    form, step = packed.form, 4 * target().lanes
+    places = form.places
+    down, across = -(-p // form.size), -(-q // form.size)
     tiles = n * down * across
     runs, groups = split(tiles, packed, threads)
     wide, last = packed.vectors, packed.last_vectors
@@ -104,11 +158,11 @@ def winograd(
     biases = Buffer(offsets.size, offsets)
 
     longest = -(-tiles // runs)
-    row = step * -(-c // target().lanes)
+    row = odd_lines(step * -(-form.parts * c // target().lanes))
     v_place = odd_lines(row * longest)
     m_tile = odd_lines(places * step * max(wide, last))
     patch = TABLES + places * step
-    m = patch + places * row
+    m = patch + form.side**2 * step * -(-c // target().lanes)
     v = m + longest * m_tile
 
     def strides(place: Place | None) -> tuple[Argument, ...]:
@@ -118,14 +172,14 @@ def winograd(
         *strides(x), *strides(out), *strides(residual), Address(packed.weight), Address(biases),
         h, w, c, p, q, k, padding, tiles, across, down * across, runs, packed.panels, groups,
         wide, last, _most(wide), _most(last), bits(0.0 if relu or act == 1 else -math.inf), act,
-        row, v_place, m_tile, side, TABLES, patch, m, v,
+        row, v_place, m_tile, math.isqrt(places), TABLES, patch, m, v,
     ]  # fmt: skip
     for vectors, used in ((wide, packed.panels > 1), (last, True)):
         rows = register_tiles(tiles, runs, _most(vectors)) if used else set()
         args += [Function(f"tile_{r}x{vectors}") if r in rows else 0 for r in range(1, _most(vectors) + 1)]
     reads = [x.buffer, packed.weight, biases, *([] if residual is None else [residual.buffer])]
     macs = n * p * q * 9 * c * k  # of the convolution that it stands for
-    return [Instruction(f"winograd.f{tile}", args, runs * groups, reads, [out.buffer], v + places * v_place, macs=macs)]
+    return [Instruction(f"winograd.{form.name}", args, runs * groups, reads, [out.buffer], v + places * v_place, macs=macs)]
 
 
 def odd_lines(size: int) -> int:
@@ -148,34 +202,34 @@ def split(tiles: int, packed: Packed, threads: int) -> tuple[int, int]:
     Every run reads all weights, and every run of panels makes V again, which costs less than to hand V from core to core.
     Every thread gets as many runs, two where they stay long enough. Few tiles are shared by panels as well.
     """
-    longest = RUN
+    longest, twice = RUN, 2
     if packed.weight.size * 4 > HEAVY_WEIGHTS:
-        longest = max(RUN, HEAVY_V // (4 * (packed.tile + 2) ** 2 * packed.depth))
+        longest, twice = max(RUN, HEAVY_V // (4 * packed.form.slots * packed.depth)), 1
     runs = -(-tiles // longest)
-    for least, of in ((LEAST_RUN, 2 * threads), (SHORTEST_RUN, threads)):
+    for least, of in ((LEAST_RUN, twice * threads), (SHORTEST_RUN, threads)):
         if tiles >= least * of * -(-runs // of):
             return of * -(-runs // of), 1
     runs = max(runs, tiles // SHORTEST_RUN, 1)
     return runs, min(packed.panels, -(-threads // runs))
 
 
-def cost(c: int, k: int, h: int, w: int, n: int, tile: int) -> float:
-    """Nanoseconds for an output of n images of h x w pixels, weights from memory. tile: 4, 2, or 0 for direct."""
+def cost(c: int, k: int, h: int, w: int, n: int, form: Form | None) -> float:
+    """Nanoseconds for an output of n images of h x w pixels, weights from memory. form: None for a direct convolution."""
     lanes = target().lanes
     inputs, outputs = -(-c // lanes), -(-k // lanes)
-    if tile == 0:
+    if form is None:
         macs = n * h * w * 9 * c * outputs * lanes
         return 2 * macs / DIRECT_RATE + 36 * c * outputs * lanes / STREAM
-    places = (tile + 2) ** 2
-    tiles = n * -(-h // tile) * -(-w // tile)
-    weights = places * c * outputs * lanes
-    forward, inverse = TRANSFORM[tile]
-    calls = places * -(-tiles // target().rows) * -(-outputs // 2) * CALL
+    tiles = n * -(-h // form.size) * -(-w // form.size)
+    weights = form.slots * c * outputs * lanes
+    forward, inverse = TRANSFORM[form.name]
+    calls = form.places * -(-tiles // target().rows) * -(-outputs // 2) * CALL
     return 2 * tiles * weights / RATE + 4 * weights / STREAM + tiles * (inputs * forward + outputs * inverse) + calls
 
 
 @functools.cache
-def choose(c: int, k: int, h: int, w: int, n: int) -> int:
-    """The fastest way for a 3x3 convolution with an output of n images of h x w pixels: 4, 2, or 0 for a direct convolution."""
-    best = min((4, 2), key=lambda tile: cost(c, k, h, w, n, tile))
-    return best if cost(c, k, h, w, n, best) < GAIN * cost(c, k, h, w, n, 0) else 0
+def choose(c: int, k: int, h: int, w: int, n: int, stride: int) -> Form | None:
+    """The fastest form of a 3x3 convolution with an output of n images of h x w pixels; None for a direct convolution."""
+    forms = [form for form in FORMS if form.stride == stride and 4 * form.slots * c * k <= MOST_WEIGHTS]
+    best = min(forms, key=lambda form: cost(c, k, h, w, n, form), default=None)
+    return best if best and cost(c, k, h, w, n, best) < GAIN * cost(c, k, h, w, n, None) else None

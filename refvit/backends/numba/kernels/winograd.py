@@ -5,146 +5,41 @@ A tile of 4x4 (2x2) output pixels needs 6x6 (4x4) pixels of the map. d, the pixe
 (2.25) times fewer multiplications. After Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (2016). The points
 of interpolation of F(4x4) are 0, 5/8, -5/8, 3/2, -3/2 and infinity: 0, 1, -1, 2, -2 cost as much and have four times the error.
 
+With stride 2 the pixels of even and of odd place are two maps, and a line of three taps is one of two over the even ones and
+one of one over the odd ones. F(2, 2) of the former has three places, of which the outer two belong to one output each: there
+the latter joins the sum. S(2x2) so has 9 places and 25 values for each channel, against 36 multiplications, and only adds.
+
 A unit takes a run of tiles and a run of panels of output channels: transform, then panel by panel products and inverse, so that
 V stays in the second-level cache, M of a panel mostly too, and the weights are read in the order in which they lie.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numba import njit
-from numba.core import types
 
 from refvit.backends.numba.kernels.elementary import activate_block
-from refvit.backends.numba.microkernel import NUMBER
-from refvit.backends.numba.simd import (
-    I64,
-    LANES,
-    VEC,
-    _constant,
-    _fma,
-    _i,
-    _instruction,
-    _load,
-    _load_part,
-    _store,
-    _store_part,
-    _v,
-    arg,
-    arg_f32,
-    call_tile,
-    load,
-    load_part,
-    set_arg,
-    splat,
-    store,
+from refvit.backends.numba.kernels.transforms import (
+    forward_4,
+    forward_6,
+    forward_strided,
+    inverse_3,
+    inverse_4,
+    inverse_6,
+    last_3,
+    last_4,
+    last_6,
 )
+from refvit.backends.numba.microkernel import NUMBER
+from refvit.backends.numba.simd import LANES, arg, arg_f32, call_tile, load, load_part, set_arg, splat, store
 
 f = np.float32
 TABLE, TAPS, DEPTH = NUMBER["table"], NUMBER["taps"], NUMBER["depth"]
 WEIGHT, LDB, OUT, LDO = NUMBER["weight"], NUMBER["ldb"], NUMBER["out"], NUMBER["ldo"]
 T_BIAS, T_RESIDUAL, T_LDR, T_RELU = NUMBER["bias"], NUMBER["residual"], NUMBER["ldr"], NUMBER["relu"]
 T_LAST, SKIP, AHEAD = NUMBER["last"], NUMBER["skip"], NUMBER["ahead"]
-DEEPEST = 128  # channels summed in one go: longer sums are cut, because their error grows and that of F(4x4) is large already
-
-
-def _forward(b: Any, d: list[Any]) -> list[Any]:
-    """B' d: of each point the product of (x - every other point), a polynomial, times d, the values of x^0, x^1, ..."""
-    if len(d) == 4:
-        return [b.fsub(d[2], d[0]), b.fadd(d[1], d[2]), b.fsub(d[2], d[1]), b.fsub(d[3], d[1])]
-    alpha, beta = 0.625, 1.5
-
-    def times(factor: float, x: Any, y: Any) -> Any:
-        return _fma(b, _constant(factor), x, y)
-
-    result = [times((alpha * beta) ** 2, d[0], times(-(alpha**2) - beta**2, d[2], d[4]))]
-    for point, other in ((alpha, beta), (beta, alpha)):
-        even, odd = times(-(other**2), d[2], d[4]), times(-(other**2), d[1], d[3])
-        result += [times(point, odd, even), times(-point, odd, even)]
-    return [*result, times((alpha * beta) ** 2, d[1], times(-(alpha**2) - beta**2, d[3], d[5]))]
-
-
-def _inverse(b: Any, m: list[Any]) -> list[Any]:
-    """A' m: sums of the points' powers 0, 1, ... times m; infinity counts in the highest power only."""
-    if len(m) == 4:
-        return [b.fadd(m[0], b.fadd(m[1], m[2])), b.fadd(b.fsub(m[1], m[2]), m[3])]
-    alpha, beta = 0.625, 1.5
-    even_a, odd_a, even_b, odd_b = b.fadd(m[1], m[2]), b.fsub(m[1], m[2]), b.fadd(m[3], m[4]), b.fsub(m[3], m[4])
-
-    def mixed(power: int, x: Any, y: Any) -> Any:
-        return _fma(b, _constant(alpha**power), x, b.fmul(_constant(beta**power), y))
-
-    last = _fma(b, _constant(alpha**3), odd_a, _fma(b, _constant(beta**3), odd_b, m[5]))
-    return [b.fadd(m[0], b.fadd(even_a, even_b)), mixed(1, odd_a, odd_b), mixed(2, even_a, even_b), last]
-
-
-def _at(b: Any, p: Any, *steps: tuple[int, Any]) -> Any:
-    for count, step in steps:
-        if count:
-            p = b.add(p, b.mul(I64(count), step))
-    return p
-
-
-def _forward_line(side: int) -> Any:
-    """Intrinsic (p, step, n, to, to_step): B' d of n channels of d[i] at p + i step, stored at to + i to_step."""
-
-    def write(b: Any, p: Any, step: Any, n: Any, to: Any, to_step: Any) -> None:
-        for i, value in enumerate(_forward(b, [_load_part(b, _at(b, p, (i, step)), n) for i in range(side)])):
-            _store(b, _at(b, to, (i, to_step)), value)
-
-    return _instruction((_i,) * 5, types.void, write)
-
-
-def _inverse_line(side: int) -> Any:
-    """Intrinsic (p, step, to, to_step): A' m of m[i] at p + i step, stored at to + i to_step."""
-
-    def write(b: Any, p: Any, step: Any, to: Any, to_step: Any) -> None:
-        for i, value in enumerate(_inverse(b, [_load(b, _at(b, p, (i, step))) for i in range(side)])):
-            _store(b, _at(b, to, (i, to_step)), value)
-
-    return _instruction((_i,) * 4, types.void, write)
-
-
-def _last_line(side: int) -> Any:
-    """Intrinsic: n channels of a row of outputs from A' m, m[i] at p + i step; bias, residual and a lower bound.
-
-    Outputs lie `pixel` apart, residuals at q, unless it is 0, q_pixel apart. Only the first `columns` are read and written.
-    """
-
-    def write(
-        b: Any, p: Any, step: Any, to: Any, pixel: Any, q: Any, q_pixel: Any, columns: Any, bias: Any, least: Any, n: Any
-    ) -> None:
-        values = _inverse(b, [_load(b, _at(b, p, (i, step))) for i in range(side)])
-        values = [b.fadd(bias, value) for value in values]
-        added = b.icmp_signed("!=", q, I64(0))
-        for i, value in enumerate(values):
-            with b.if_then(b.icmp_signed(">", columns, I64(i)), likely=True):
-                before = b.basic_block
-                with b.if_then(added):
-                    total = b.fadd(value, _load_part(b, _at(b, q, (i, q_pixel)), n))
-                    then = b.basic_block
-                result = b.phi(VEC)
-                result.add_incoming(value, before)
-                result.add_incoming(total, then)
-                result = b.select(b.fcmp_ordered(">", least, result), least, result)  # NaN stays
-                at = _at(b, to, (i, pixel))
-                if LANES == 16:  # a mask costs nothing
-                    _store_part(b, at, result, n)
-                    continue
-                with b.if_else(b.icmp_signed("==", n, I64(LANES))) as (whole, rest):
-                    with whole:
-                        _store(b, at, result)
-                    with rest:
-                        _store_part(b, at, result, n)
-
-    return _instruction((*(_i,) * 7, _v, _v, _i), types.void, write)
-
-
-forward_6, forward_4 = _forward_line(6), _forward_line(4)
-inverse_6, inverse_4 = _inverse_line(6), _inverse_line(4)
-last_6, last_4 = _last_line(6), _last_line(4)
+DEEPEST = 128  # terms summed in one go: longer sums are cut, because their error grows and that of F(4x4) is large already
+DEEPEST_SUM = 384  # where the transforms only add
 STEP = 4 * LANES  # bytes
 
 
@@ -158,12 +53,8 @@ TILES, ACROSS, OF_IMAGE = 21, 22, 23  # tiles in all, in a row of tiles, in an i
 RUNS, PANELS, GROUPS = 24, 25, 26  # runs of tiles, panels of weights, runs of panels
 VECTORS, LAST_VECTORS, MOST, LAST_MOST = 27, 28, 29, 30  # registers of a panel, rows of its largest register tile; of the last
 LEAST, ACT = 31, 32  # outputs are at least that, float32; a code of `epilogue.ACT` to apply to finished tiles
-V_TILE, V_PLACE, M_TILE, SIDE = (
-    33,
-    34,
-    35,
-    36,
-)  # bytes from tile to tile, place to place, tile to tile of M; side of a tile of V
+V_TILE, V_PLACE, M_TILE = 33, 34, 35  # bytes from tile to tile, place to place, tile to tile of M
+SIDE = 36  # places in a line
 LANE_AT, PATCH_AT, M_AT, V_AT = 37, 38, 39, 40  # offsets in scratch
 FUNCTIONS = 41  # register tiles of 1 to MOST rows for a panel, then of 1 to LAST_MOST rows for the last one
 TABLE_AT, FIELDS_AT = 0, 256  # in scratch
@@ -188,26 +79,31 @@ def copy_patch(a, image, y, x, side, patch, ld):
 
 
 @njit
+def patch_of(a, t, step, side, scratch):
+    """Where the pixels of a tile are, from row to row, from pixel to pixel: in the map, or a copy with its border."""
+    across, of_image, padding = arg(a, ACROSS), arg(a, OF_IMAGE), arg(a, PADDING)
+    image = t // of_image
+    place = t - image * of_image
+    i = place // across
+    y, x = i * step - padding, (place - i * across) * step - padding
+    at = arg(a, X) + image * arg(a, X_IMAGE)
+    if y >= 0 and x >= 0 and y + side <= arg(a, H) and x + side <= arg(a, W):
+        row, pixel = arg(a, X_ROW), arg(a, X_PIXEL)
+        return at + y * row + x * pixel, row, pixel
+    patch, ld = scratch + arg(a, PATCH_AT), STEP * ((arg(a, C) + LANES - 1) // LANES)
+    copy_patch(a, at, y, x, side, patch, ld)
+    return patch, side * ld, ld
+
+
+@njit
 def forward(a, first, count, v, scratch, size, line):
     """V of `count` tiles."""
-    c, h, w = arg(a, C), arg(a, H), arg(a, W)
-    across, of_image, padding = arg(a, ACROSS), arg(a, OF_IMAGE), arg(a, PADDING)
-    v_tile, v_place = arg(a, V_TILE), arg(a, V_PLACE)
+    c = arg(a, C)
+    v_tile, v_place, lane = arg(a, V_TILE), arg(a, V_PLACE), scratch + arg(a, LANE_AT)
     # the same, but not to LLVM: the loops stay loops, and values go through memory unspilt
     side, sides = size + 2, arg(a, SIDE)
-    patch, lane, ld = scratch + arg(a, PATCH_AT), scratch + arg(a, LANE_AT), STEP * ((c + LANES - 1) // LANES)
     for t in range(first, first + count):
-        image = t // of_image
-        place = t - image * of_image
-        i = place // across
-        y, x = i * size - padding, (place - i * across) * size - padding
-        at = arg(a, X) + image * arg(a, X_IMAGE)
-        row, pixel = arg(a, X_ROW), arg(a, X_PIXEL)
-        if y < 0 or x < 0 or y + side > h or x + side > w:
-            copy_patch(a, at, y, x, side, patch, ld)
-            at, row, pixel = patch, side * ld, ld
-        else:
-            at += y * row + x * pixel
+        at, row, pixel = patch_of(a, t, size, side, scratch)
         for k in range(0, c, LANES):
             n = min(LANES, c - k)
             for i in range(sides):
@@ -218,10 +114,22 @@ def forward(a, first, count, v, scratch, size, line):
 
 
 @njit
-def products(a, panel, count, v, scratch, places):
-    """M of `count` tiles, for a panel of output channels, place by place."""
+def forward_of_stride_2(a, first, count, v, scratch):
+    """V of `count` tiles of S(2x2)."""
+    c = arg(a, C)
+    v_tile, v_place = arg(a, V_TILE), arg(a, V_PLACE)
+    for t in range(first, first + count):
+        at, row, pixel = patch_of(a, t, 4, 5, scratch)
+        for k in range(0, c, LANES):
+            forward_strided(at + 4 * k, row, pixel, min(LANES, c - k), v + 4 * k, v_place, 4 * c)
+        v += v_tile
+
+
+@njit
+def products(a, panel, count, v, scratch, places, slots, deepest):
+    """M of `count` tiles, for a panel of output channels, place by place. slots: values of V for each channel and tile."""
     vectors, most, functions = arg(a, VECTORS), arg(a, MOST), FUNCTIONS
-    weight = arg(a, WEIGHTS) + panel * places * arg(a, C) * vectors * STEP
+    weight = arg(a, WEIGHTS) + panel * slots * arg(a, C) * vectors * STEP
     if panel == arg(a, PANELS) - 1:
         functions += most
         vectors, most = arg(a, LAST_VECTORS), arg(a, LAST_MOST)
@@ -235,30 +143,30 @@ def products(a, panel, count, v, scratch, places):
     set_arg(fields, T_BIAS, 0)
     set_arg(fields, T_RELU, 0)
     set_arg(fields, T_LAST, LANES)
-    set_arg(fields, SKIP, 0)
     v_tile, v_place = arg(a, V_TILE), arg(a, V_PLACE)
     m, m_tile = scratch + arg(a, M_AT), arg(a, M_TILE)
     blocks = (count + most - 1) // most
-    depth = arg(a, C)
-    pieces = (depth + DEEPEST - 1) // DEEPEST
-    for _ in range(places):
-        for block in range(blocks):
-            begin, end = count * block // blocks, count * (block + 1) // blocks
-            row = v + begin * v_tile
-            for i in range(end - begin):
-                set_arg(table, i, row)
-                row += v_tile
-            out = m + begin * m_tile
-            set_arg(fields, OUT, out)
-            for piece in range(pieces):
-                skip, stop = depth * piece // pieces, depth * (piece + 1) // pieces
-                set_arg(fields, SKIP, skip)
-                set_arg(fields, DEPTH, stop - skip)
-                set_arg(fields, WEIGHT, weight + skip * width)
+    for place in range(places):
+        depth = arg(a, C)
+        if slots != places:
+            depth *= (1 + (place // 3 != 1)) * (1 + (place % 3 != 1))
+        pieces = (depth + deepest - 1) // deepest
+        for piece in range(pieces):
+            skip, stop = depth * piece // pieces, depth * (piece + 1) // pieces
+            set_arg(fields, SKIP, skip)
+            set_arg(fields, DEPTH, stop - skip)
+            set_arg(fields, WEIGHT, weight + skip * width)
+            for block in range(blocks):
+                begin, end = count * block // blocks, count * (block + 1) // blocks
+                row = v + begin * v_tile
+                for i in range(end - begin):
+                    set_arg(table, i, row)
+                    row += v_tile
+                out = m + begin * m_tile
+                set_arg(fields, OUT, out)
                 set_arg(fields, T_RESIDUAL, out if piece > 0 else 0)
-                # of the next place, another part for every block; beyond the last place lies the next panel
-                ahead = weight + (depth + skip) * width + (stop - skip) * min(64 * block, width - 64)
-                set_arg(fields, AHEAD, ahead)
+                # of what lies behind this piece, another part for every block; behind the last place lies the next panel
+                set_arg(fields, AHEAD, weight + stop * width + (stop - skip) * min(64 * block, width - 64))
                 call_tile(arg(a, functions + end - begin - 1), fields)
         v += v_place
         m += width
@@ -266,7 +174,7 @@ def products(a, panel, count, v, scratch, places):
 
 
 @njit
-def inverse(a, panel, first, count, scratch, size, line, last_line):
+def inverse(a, panel, first, count, scratch, size, side, line, last_line):
     """The output's pixels of `count` tiles, for a panel of output channels, from M."""
     across, of_image = arg(a, ACROSS), arg(a, OF_IMAGE)
     row, pixel = arg(a, Y_ROW), arg(a, Y_PIXEL)
@@ -275,7 +183,7 @@ def inverse(a, panel, first, count, scratch, size, line, last_line):
     least, act = splat(arg_f32(a, LEAST)), arg(a, ACT)
     channel = panel * arg(a, VECTORS) * LANES
     channels = min(vectors * LANES, arg(a, K) - channel)
-    side, sides = size + 2, arg(a, SIDE)
+    sides = arg(a, SIDE)
     m, lane, step = scratch + arg(a, M_AT), scratch + arg(a, LANE_AT), vectors * STEP
     for t in range(first, first + count):
         image = t // of_image
@@ -302,17 +210,23 @@ def inverse(a, panel, first, count, scratch, size, line, last_line):
 
 
 @njit
-def convolution(a, unit, scratch, size, line, inverse_line, last_line):
+def part(a, unit):
+    """First tile, number of tiles, first panel and the one behind the last of a unit."""
     runs, groups, tiles, panels = arg(a, RUNS), arg(a, GROUPS), arg(a, TILES), arg(a, PANELS)
     group = unit // runs
     run = unit - group * runs
     first = tiles * run // runs
-    count = tiles * (run + 1) // runs - first
-    v = scratch + arg(a, V_AT)
+    return first, tiles * (run + 1) // runs - first, panels * group // groups, panels * (group + 1) // groups
+
+
+@njit
+def convolution(a, unit, scratch, size, line, inverse_line, last_line):
+    first, count, panel, stop = part(a, unit)
+    v, side = scratch + arg(a, V_AT), size + 2
     forward(a, first, count, v, scratch, size, line)
-    for panel in range(panels * group // groups, panels * (group + 1) // groups):
-        products(a, panel, count, v, scratch, (size + 2) * (size + 2))
-        inverse(a, panel, first, count, scratch, size, inverse_line, last_line)
+    for k in range(panel, stop):
+        products(a, k, count, v, scratch, side * side, side * side, DEEPEST)
+        inverse(a, k, first, count, scratch, size, side, inverse_line, last_line)
 
 
 def f4(a, unit, scratch):
@@ -323,3 +237,13 @@ def f4(a, unit, scratch):
 def f2(a, unit, scratch):
     """F(2x2, 3x3)."""
     convolution(a, unit, scratch, 2, forward_4, inverse_4, last_4)
+
+
+def s2(a, unit, scratch):
+    """S(2x2): stride 2."""
+    first, count, panel, stop = part(a, unit)
+    v = scratch + arg(a, V_AT)
+    forward_of_stride_2(a, first, count, v, scratch)
+    for k in range(panel, stop):
+        products(a, k, count, v, scratch, 9, 25, DEEPEST_SUM)
+        inverse(a, k, first, count, scratch, 2, 3, inverse_3, last_3)
