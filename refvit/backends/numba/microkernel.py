@@ -28,7 +28,8 @@ FIELDS = (
     "relu",  # 1: max(., 0) at the end, NaN stays
     "last",  # lanes of the last vector that are stored, 1 to lanes
     "skip",  # values to leave out at the beginning of each row of a, for sums cut into pieces
-    "ahead",  # where to ask memory for what will be needed next: as many bytes as are read of w
+    "ahead",  # where to ask memory for what will be needed next
+    "pace",  # bytes by which that place moves on with every row of w
 )
 NUMBER = {name: i for i, name in enumerate(FIELDS)}
 
@@ -124,7 +125,7 @@ def tile_module(rows: int, vectors: int, lanes: int) -> ir.Module:
     lines = -(-4 * lanes * vectors // 64)
     for i in range(lines):
         b.call(prefetch, [b.gep(line, [I64(64 * i)]), I32(0), I32(2), I32(1)])  # to read, into the second cache
-    c_next, w_next, line_next = b.add(c, I64(1)), b.gep(w, [field["ldb"]]), b.gep(line, [I64(64 * lines)])
+    c_next, w_next, line_next = b.add(c, I64(1)), b.gep(w, [field["ldb"]]), b.gep(line, [field["pace"]])
     line.add_incoming(line_next, blocks["step"])
     c.add_incoming(c_next, blocks["step"])
     w.add_incoming(w_next, blocks["step"])

@@ -27,7 +27,8 @@ TILES = 38  # addresses of the tiles of 1 to MOST rows for a whole panel, then f
 TABLE, TAPS, DEPTH = NUMBER["table"], NUMBER["taps"], NUMBER["depth"]
 T_WEIGHT, LDB, T_OUT, T_LDO = NUMBER["weight"], NUMBER["ldb"], NUMBER["out"], NUMBER["ldo"]
 T_BIAS, T_RESIDUAL, T_LDR = NUMBER["bias"], NUMBER["residual"], NUMBER["ldr"]
-T_RELU, T_LAST, SKIP, AHEAD = NUMBER["relu"], NUMBER["last"], NUMBER["skip"], NUMBER["ahead"]
+T_RELU, T_LAST, SKIP = NUMBER["relu"], NUMBER["last"], NUMBER["skip"]
+AHEAD, PACE = NUMBER["ahead"], NUMBER["pace"]
 FIELD_BYTES = 128
 
 
@@ -119,7 +120,12 @@ def dense(a, unit, scratch):
                 begins = tap + skip == 0
                 ends = tap + now == taps and skip + deep == depth
                 here = weight + 4 * count * lanes * (tap * depth + skip)
-                bytes_here = 4 * count * lanes * now * deep
+                # the piece after this one lies behind it: each block of rows asks memory for its share of it
+                pace = 4 * count * lanes // blocks
+                ahead, share = here + 4 * count * lanes * now * deep, pace * now * deep
+                if ends and final:
+                    ahead, share, pace = here, 0, 0
+                set_arg(fields, PACE, pace)
                 set_arg(fields, TAPS, now)
                 set_arg(fields, DEPTH, deep)
                 set_arg(fields, SKIP, skip)
@@ -127,7 +133,6 @@ def dense(a, unit, scratch):
                 set_arg(fields, T_BIAS, bias if begins else 0)
                 set_arg(fields, T_LDR, ldr if begins else ldo)
                 set_arg(fields, T_RELU, relu if ends else 0)
-                set_arg(fields, AHEAD, here if ends and final else here + bytes_here)  # the piece after this one lies behind it
                 for block in range(blocks):
                     begin, end = block_rows(rows, blocks, block), block_rows(rows, blocks, block + 1)
                     size = end - begin
@@ -140,7 +145,8 @@ def dense(a, unit, scratch):
                         set_arg(fields, T_RESIDUAL, residual + 4 * begin * ldr + column)
                     else:
                         set_arg(fields, T_RESIDUAL, 0)
+                    set_arg(fields, AHEAD, ahead)
                     call_tile(arg(a, tiles + size - 1), fields)
-                    set_arg(fields, AHEAD, here)  # that piece was asked for
+                    ahead += share
                     if ends and act > 1:
                         activate_block(act, target, size, (count - 1) * lanes + last, ldo)

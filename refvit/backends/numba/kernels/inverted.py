@@ -34,6 +34,7 @@ P_AT_ONCE = 8  # terms summed in registers; such partial sums are added up, whic
 P_TILES = 9  # addresses of the tiles of 1 to P_MOST rows for a whole panel, then for the last one
 
 TABLE, TAPS, DEPTH, SKIP, AHEAD = NUMBER["table"], NUMBER["taps"], NUMBER["depth"], NUMBER["skip"], NUMBER["ahead"]
+PACE = NUMBER["pace"]
 T_WEIGHT, LDB, T_OUT, T_LDO = NUMBER["weight"], NUMBER["ldb"], NUMBER["out"], NUMBER["ldo"]
 T_BIAS, T_RESIDUAL, T_LDR, T_RELU, T_LAST = NUMBER["bias"], NUMBER["residual"], NUMBER["ldr"], NUMBER["relu"], NUMBER["last"]
 FIELD_BYTES = 128
@@ -80,6 +81,7 @@ def product(p, fields, x, x_step, rows, out, ldo, residual, ldr, act):
                 set_arg(fields, DEPTH, min(at_once, depth - skip))
                 set_arg(fields, T_WEIGHT, weight + 4 * count * LANES * skip)
                 set_arg(fields, AHEAD, weight)
+                set_arg(fields, PACE, 0)
                 call_tile(arg(p, tiles + size - 1), fields)
                 set_arg(fields, T_BIAS, 0)
                 set_arg(fields, T_RESIDUAL, target)

@@ -37,7 +37,8 @@ f = np.float32
 TABLE, TAPS, DEPTH = NUMBER["table"], NUMBER["taps"], NUMBER["depth"]
 WEIGHT, LDB, OUT, LDO = NUMBER["weight"], NUMBER["ldb"], NUMBER["out"], NUMBER["ldo"]
 T_BIAS, T_RESIDUAL, T_LDR, T_RELU = NUMBER["bias"], NUMBER["residual"], NUMBER["ldr"], NUMBER["relu"]
-T_LAST, SKIP, AHEAD = NUMBER["last"], NUMBER["skip"], NUMBER["ahead"]
+T_LAST, SKIP = NUMBER["last"], NUMBER["skip"]
+AHEAD, PACE = NUMBER["ahead"], NUMBER["pace"]
 DEEPEST = 128  # terms summed in one go: longer sums are cut, because their error grows and that of F(4x4) is large already
 DEEPEST_SUM = 384  # where the transforms only add
 STEP = 4 * LANES  # bytes
@@ -146,6 +147,8 @@ def products(a, panel, count, v, scratch, places, slots, deepest):
     v_tile, v_place = arg(a, V_TILE), arg(a, V_PLACE)
     m, m_tile = scratch + arg(a, M_AT), arg(a, M_TILE)
     blocks = (count + most - 1) // most
+    pace = width // blocks
+    set_arg(fields, PACE, pace)
     for place in range(places):
         depth = arg(a, C)
         if slots != places:
@@ -166,7 +169,7 @@ def products(a, panel, count, v, scratch, places, slots, deepest):
                 set_arg(fields, OUT, out)
                 set_arg(fields, T_RESIDUAL, out if piece > 0 else 0)
                 # of what lies behind this piece, another part for every block; behind the last place lies the next panel
-                set_arg(fields, AHEAD, weight + stop * width + (stop - skip) * min(64 * block, width - 64))
+                set_arg(fields, AHEAD, weight + stop * width + (stop - skip) * block * pace)
                 call_tile(arg(a, functions + end - begin - 1), fields)
         v += v_place
         m += width
