@@ -102,8 +102,8 @@ def load(
     model: a name of `list_models`; with a weights tag the weights that come with refvit ("mobilevit_xxs.cifar10") or are on the
         Hugging Face hub ("mobilevit_s.cvnets_in1k", which needs huggingface_hub and is fetched once)
     weights: refvit's own file, or a public checkpoint of a known layout (safetensors and PyTorch's .bin, also in shards, .pth,
-        .npz), a folder as the hub has them, OWNER/NAME[/FILE][@REVISION] of the Hugging Face hub (a path that exists goes
-        first), or a dict of arrays
+        .npz), a folder as the hub has them, a repository of the Hugging Face hub, OWNER/NAME[@REVISION] or
+        hf://OWNER/NAME[@REVISION][/FILE] (without hf:// a path that exists goes first), or a dict of arrays
     backend: "numba", compiled kernels; "numpy", the definitions themselves; "auto" is the first of them that works here
     dtype: "float32" (default); on the numpy backend also "float64", for golden values, and "float16"
     device: None or "cpu"

@@ -18,7 +18,7 @@ from refvit.vision.preprocess import Preprocess
 from refvit.weights import repository
 from refvit.weights.check import require
 from refvit.weights.embedded import DEFAULT, EMBEDDED, FILE, how_to_get, load_embedded
-from refvit.weights.hub import fetch, known
+from refvit.weights.hub import fetch, known, model_of
 from refvit.weights.readers.checkpoint import read_checkpoint
 from refvit.weights.store import Weights, parse
 
@@ -114,6 +114,7 @@ def find(model: str | None, weights: WeightsSource | None, overrides: Overrides,
             raise taken
         return convert(weights, **options)
     path, folder, origin = _located(weights)
+    options["model"] = options["model"] or model_of(origin.get("repository", ""))
     checkpoint = read_checkpoint(path, **reading)
     if "refvit" not in checkpoint.metadata:
         if model in EMBEDDED:

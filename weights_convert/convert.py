@@ -48,6 +48,8 @@ LAYOUTS = (
 )
 
 PREFIXES = ("module.", "model.", "backbone.", "net.")
+LEFT_OUT = "left_out"  # in the source: names of tensors that no model has, by the reason
+SHOWN = 3  # names in a message
 
 
 def convert(
@@ -69,7 +71,8 @@ def convert(
     labels: names of the classes, in their order; default: those of the data set that is known for this number, if one is
     preprocess, postprocess: replace single fields of the published evaluation
     config: what the tensors do not tell, by the name of the config's field: align_corners, gelu, ...
-    source: recorded in the result, beside "assumed": the fields that are those of the published weights and not of this file
+    source: recorded in the result, beside "assumed": the fields that are those of the published weights and not of this file,
+        and "left_out": the names of what no model has, such as counters of training, by the reason
     beside: what the configuration beside the tensors says; the arguments above go before it
     copy: False keeps the arrays themselves where that is possible, for arrays that nobody else can change
 
@@ -109,6 +112,7 @@ def convert(
     reasons |= {field: beside.source[field] for field in still if field in beside.source}
     known: dict[str, Any] = {"exported_from": dict(beside.source)} if beside.source else {}
     known |= {"configuration": list(beside.files)} if beside.files else {}
+    known |= {LEFT_OUT: left_out} if (left_out := layout.left_out(state)) else {}
     post = replaced(published_post, postprocess)
     return Weights(
         model=name,
@@ -127,7 +131,7 @@ def convert_file(path: str | os.PathLike[str], *, key: str | None = None, check_
 
     The other options are those of `convert`; they go before what is written beside the tensors: in the metadata of a file that
     `export_file` wrote, in config.json and preprocessor_config.json of a folder, in the same of transformers beside a file of
-    transformers. The file's name and sha256 are recorded as its source.
+    transformers. The file's name and sha256 are recorded as its source, of shards as `Checkpoint` has them.
     """
     return convert_checkpoint(read_checkpoint(path, key=key, check_crc=check_crc), folder=Path(path), **options)
 
@@ -150,13 +154,25 @@ def convert_checkpoint(checkpoint: Checkpoint, *, folder: Path | None = None, **
 
 
 def recognise(state: Mapping[str, Array]) -> tuple[Layout, str]:
-    """The one layout that matches, and the prefix of all names without which it does: trainers put one before a model's own."""
+    """The one layout that matches, and the prefix of all names without which it does: trainers put one before a model's own.
+
+    WeightsError names the nearest if none does, and all if several do.
+    """
     for prefix in ("", *PREFIXES):
         if state and all(name.startswith(prefix) for name in state):
             names = {name.removeprefix(prefix): a for name, a in state.items()} if prefix else state
             found = [layout for layout in LAYOUTS if layout.matches(names)]
             if len(found) == 1:
                 return found[0], prefix
+            if found:
+                each = []
+                for layout in found:
+                    own = layout.signature.difference(*(other.signature for other in found if other is not layout))
+                    each.append(f"{layout.name} (by {', '.join(sorted(own or layout.signature)[:SHOWN])})")
+                raise WeightsError(
+                    f"these {len(names)} tensors have the names of {len(found)} layouts, {' and '.join(each)}; the names "
+                    "decide: keep those of one model in a file of their own"
+                )
     few = ", ".join(f"{name:.80}" for name in list(state)[:3]) or "none at all"
     lacking = {layout: sorted(layout.signature - state.keys()) for layout in LAYOUTS}
     nearest = min(LAYOUTS, key=lambda layout: (len(lacking[layout]) / len(layout.signature), layout.name))
@@ -174,7 +190,8 @@ def _identify(
 ) -> tuple[str, Any]:
     """The model whose parameters these are exactly, and its config. If none fits, the error compares with the nearest.
 
-    WeightsError as well if what is told beside the tensors is of another model.
+    Among those that fit alike, such as a ViT and a DeiT of one size, decides `model`, or else what is told beside the tensors.
+    WeightsError as well if that is of another model.
     """
     other = f"if {beside.origin} belongs to other weights, put this file into a folder of its own"
     if of_transformers(layout.name) and beside.model_type not in (None, layout.name.partition(".")[0]):
@@ -202,9 +219,16 @@ def _identify(
         configs[name] = config_from_dict(published, dataclasses.asdict(published) | known)
     differing = {name: len(differences(architecture(name).parameters(c), params)) for name, c in configs.items()}
     same = [name for name, count in differing.items() if not count]
-    if model is None and len(same) > 1:
-        raise WeightsError(f"these tensors fit {' and '.join(same)}; say which by model=", "model=")
-    name = model or min(differing, key=lambda n: differing[n])
+    fit = [name for name in same if name in beside.suggested]
+    if same and beside.suggested and not fit:
+        says = " or ".join(beside.suggested[:SHOWN]) + (" or another" if len(beside.suggested) > SHOWN else "")
+        raise WeightsError(
+            f"{beside.origin} says that this is {says}, and the tensors are those of {' or '.join(same)}; {other}"
+        )
+    if model is None and len(fit or same) > 1:
+        raise WeightsError(f"these tensors fit {' and '.join(fit or same)}; say which by model=", "model=")
+    likely = fit or [name for name in differing if name in beside.suggested] or list(differing)
+    name = model or min(likely, key=lambda n: differing[n])
     if same and name not in same:
         raise WeightsError(f"this is a complete {same[0]} checkpoint, not one of {name}")
     require(f"no {name} checkpoint", architecture(name).parameters(configs[name]), params)

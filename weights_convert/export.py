@@ -11,7 +11,8 @@ reads the file is told. Two differences are removed instead, by other weights fo
 The counters of batch norms (num_batches_tracked) belong to a checkpoint of PyTorch and not to the model. They are written as 0,
 so that the keys are those of the original and loading is strict. Parts for training only (auxiliary heads, poolers) are not in
 refvit's weights and cannot be written. Nor is pre- or post-processing in the tensors: where it is not the published one, a note
-says so; the metadata of a safetensors file hold it all, so that `convert` finds it there again.
+says so. The metadata of a safetensors file hold it all, so that `convert` finds it there again. An .npz holds tensors only, and
+a note names what it lacks.
 """
 
 from __future__ import annotations
@@ -70,6 +71,7 @@ class Exported:
     weights: Weights  # the same, in the channel order of the layout and with its biases
     told: tuple[str, ...]  # fields of the config that tensors and layout do not tell
     notes: tuple[str, ...]  # what was changed, and what the tensors do not tell
+    lost: tuple[str, ...]  # what only metadata can tell: fields that are not as the layout implies, labels, tag, source
 
 
 def layout_names(model: str) -> dict[str, str]:
@@ -98,7 +100,7 @@ def export_file(weights: Weights, layout: str, path: str | os.PathLike[str], *, 
     """Write what `export` gives, whole or not at all, as safetensors; where the name ends in .npz, as NumPy's archive.
 
     The metadata of safetensors hold, as JSON under "refvit_export", what the tensors do not: model, config, pre- and
-    post-processing, labels, source, notes; `convert_file` reads them back. An .npz has none.
+    post-processing, labels, source, notes; `convert_file` reads them back. An .npz has none, and a note says what is lost.
     """
     path = Path(path)
     if path.suffix not in (".safetensors", ".npz"):
@@ -108,7 +110,8 @@ def export_file(weights: Weights, layout: str, path: str | os.PathLike[str], *, 
         buffer, arrays = io.BytesIO(), dict[str, Any](done.state)
         np.savez(buffer, **arrays)
         write_atomic(path, buffer.getvalue())
-        return done
+        note = f"an .npz holds tensors only: not in it are {', '.join(done.lost)}; write .safetensors to keep them"
+        return dataclasses.replace(done, notes=(*done.notes, note))
     # transformers refuses files without a "format"; "pt" is what all of the Hugging Face hub say.
     metadata = {"format": "pt", KEY: record(done.weights, done.layout, done.state, done.told, done.notes)}
     write_atomic(path, serialised(done.state, metadata))
@@ -150,11 +153,16 @@ def _write(weights: Weights, name: str, told: Collection[str]) -> tuple[Exported
         raise WeightsError(f"{weights.name}: layout {name} does not give the same tensors back")
     hidden = [field for field, value in ours.items() if field in untold or back.config[field] != value]
     notes += [f"{field}: the file does not tell that it is {ours[field]!r}" for field in hidden]
+    lost = list(hidden)
     for mine, published in ((fitted.preprocess, back.preprocess), (fitted.postprocess, back.postprocess)):
         other = [key for key, value in mine.items() if value != published[key]]
         notes += [f"{key}: {mine[key]!r}, in this layout {published[key]!r} is published" for key in other]
+        lost += other
+    lost += ["labels"] if fitted.labels != back.labels else []
+    lost += ["tag"] if fitted.tag else []
     differing = {field: (ours[field], back.config[field]) for field in hidden if field not in {*told, *untold}}
-    return Exported(name, state, fitted, tuple(field for field in hidden if field not in untold), tuple(notes)), differing
+    given = tuple(field for field in hidden if field not in untold)
+    return Exported(name, state, fitted, given, tuple(notes), (*lost, "source")), differing
 
 
 def _fit(weights: Weights, layout: Layout) -> tuple[Weights, list[str]]:

@@ -20,7 +20,7 @@ from refvit.vision.labels import check_labels
 from refvit.vision.postprocess import from_dict as post_from_dict
 from refvit.vision.preprocess import Preprocess
 from refvit.weights.store import Weights, digest
-from weights_convert.sidecar import Sidecar
+from weights_convert.sidecar import Sidecar, parsed
 
 KEY = "refvit_export"  # in the metadata of safetensors
 FORMAT_VERSION = 1
@@ -65,7 +65,7 @@ def read_record(metadata: Mapping[str, str], tensors: Mapping[str, Array]) -> Si
     if KEY not in metadata:
         return None
     try:
-        found = json.loads(metadata[KEY])
+        found = parsed(metadata[KEY].encode())
         if found["format_version"] > FORMAT_VERSION:
             raise WeightsError(
                 f"its {KEY} metadata have format {found['format_version']}; this refvit reads up to {FORMAT_VERSION}: "
@@ -74,8 +74,8 @@ def read_record(metadata: Mapping[str, str], tensors: Mapping[str, Array]) -> Si
         for name, kind in KINDS.items():
             if not isinstance(found[name], kind):
                 raise ValueError(f"{name} is {found[name]!r:.40}")
-        source, labels = found["source"], found["labels"]
-        if not all(isinstance(name, str) for name in [*(labels or ()), *found["told"], *source.get("assumed", ())]):
+        labels = found["labels"]
+        if not all(isinstance(name, str) for name in [*(labels or ()), *found["told"]]):
             raise ValueError("labels and names of fields must be text")
         arch = architecture(found["model"])
         config = dataclasses.asdict(config_from_dict(arch.config, found["config"]))
@@ -83,6 +83,13 @@ def read_record(metadata: Mapping[str, str], tensors: Mapping[str, Array]) -> Si
             check_labels(labels, config["num_classes"])
         preprocess = Preprocess.from_dict(found["preprocess"]).to_dict()
         postprocess = post_from_dict(arch.task, found["postprocess"]).to_dict()
+        assumed = found["source"].get("assumed", [])
+        source = found["source"].get("exported_from", found["source"])
+        if not isinstance(assumed, list) or not isinstance(source, dict):
+            raise ValueError("source.assumed must be a list, source.exported_from an object")
+        fields = {*config, *preprocess, *postprocess, "preprocess", "labels"}
+        if forged := [name for name in assumed if name not in fields or not isinstance(source.get(name, ""), str)]:
+            raise ValueError(f"source.assumed names {forged[0]!r:.40}, which is no field, or has no text that explains it")
     except (RefvitError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         if isinstance(error, WeightsError):
             raise
@@ -104,6 +111,6 @@ def read_record(metadata: Mapping[str, str], tensors: Mapping[str, Array]) -> Si
         expected={field: value for field, value in config.items() if field not in free},
         preprocess=preprocess,
         postprocess=postprocess,
-        source=source.get("exported_from", source),
-        assumed=tuple(source.get("assumed", ())),
+        source=source,
+        assumed=tuple(assumed),
     )

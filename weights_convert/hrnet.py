@@ -15,7 +15,7 @@ from refvit.graph.ir import Array
 from refvit.models.hrnet import VARIANTS
 from refvit.models.hrnet_heads import OCR_VARIANTS, POSE_VARIANTS, SEGMENTATION_VARIANTS
 from refvit.vision.preprocess import OPENCV
-from weights_convert.layout import DROP, Layout, Rule, classes_of, evaluation
+from weights_convert.layout import DROP, TRAINING, Layout, Rule, classes_of, evaluation
 
 BACKBONE = frozenset({"conv1.weight", "transition1.0.0.weight", "stage4.0.fuse_layers.0.1.0.weight"})
 PARTS = r"conv[12]|bn[12]|layer1|transition[123]|stage[234]"
@@ -86,7 +86,7 @@ def _segmentation(name: str, models: Iterable[str], heads: tuple[str, ...], clas
             rules=(
                 DROP,
                 Rule(rf"{re.escape(wrapper)}({PARTS}|{'|'.join(heads)})\.(.*)", r"\1.\2"),
-                *((Rule(r"loss\..*", None),) if wrapper else ()),
+                *((Rule(r"loss\..*", None, reason=TRAINING),) if wrapper else ()),
             ),
             config=lambda params: _trained(classifier, params, ocr=name == "ocr"),
             preprocess=lambda model, config: _protocol(config)[0],

@@ -20,7 +20,7 @@ from refvit.models.hrnet_heads import POSE_VARIANTS, SEGMENTATION_VARIANTS
 from refvit.vision.preprocess import OPENCV
 from weights_convert.hrnet import BACKBONE as OFFICIAL
 from weights_convert.hrnet import MPII, PARTS
-from weights_convert.layout import DROP, Layout, Rule, classes_of, evaluation
+from weights_convert.layout import DROP, TRAINING, Layout, Rule, classes_of, evaluation
 
 BACKBONE = frozenset(f"backbone.{key}" for key in OFFICIAL)
 BACKBONE_RULE = Rule(rf"backbone\.({PARTS})\.(.*)", r"\1.\2")
@@ -85,7 +85,7 @@ SEGMENTATION = Layout(
         Rule(r"decode_head\.convs\.0\.conv\.weight", "last_layer.0.weight"),
         Rule(r"decode_head\.convs\.0\.bn\.(weight|bias|running_mean|running_var)", r"last_layer.1.\1"),
         Rule(r"decode_head\.conv_seg\.(weight|bias)", r"last_layer.3.\1"),
-        Rule(r"auxiliary_head\..*", None),
+        Rule(r"auxiliary_head\..*", None, reason=TRAINING),
     ),
     config=_fcn,
     preprocess=_resize,

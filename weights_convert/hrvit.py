@@ -7,7 +7,7 @@ from typing import Any
 from refvit.models.hrvit import VARIANTS
 from refvit.models.hrvit_heads import SEGFORMER_VARIANTS, UPERNET_VARIANTS
 from refvit.vision.preprocess import OPENCV
-from weights_convert.layout import DROP, Layout, Rule, classes_of, evaluation
+from weights_convert.layout import DROP, TRAINING, Layout, Rule, classes_of, evaluation
 
 
 def _protocol(config: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -33,7 +33,7 @@ SEGMENTATION = Layout(
     signature=frozenset({"backbone.features.1.branches.0.0.attn.to_qkv.weight", "decode_head.conv_seg.weight"}),
     rules=(
         DROP,
-        Rule(r"auxiliary_head\..*", None),  # for training only
+        Rule(r"auxiliary_head\..*", None, reason=TRAINING),
         Rule(r"backbone\.(.*)", r"\1"),
         Rule(r"decode_head\..*", r"\g<0>"),
     ),

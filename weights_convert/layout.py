@@ -43,6 +43,7 @@ class Rule:
     change: done to each array on the way; a ValueError of it says what is wrong with the shape
     inverse: undoes `change`
     refusal: keys that match are refused with this sentence, whose subject is the key
+    reason: of a rule without a target: why its keys are left out
     """
 
     pattern: str
@@ -50,6 +51,7 @@ class Rule:
     change: Callable[[Array], Array] | None = None
     inverse: Callable[[Array], Array] | None = None
     refusal: str = ""
+    reason: str = ""
 
     def sources(self, match: re.Match[str]) -> tuple[str, ...]:
         """All keys that go into the target of the one that matched, in their order."""
@@ -217,6 +219,17 @@ class Layout:
             raise WeightsError(f"layout {self.name}: {'; '.join(problems[:SHOWN])}{more}")
         return renamed
 
+    def left_out(self, state: Mapping[str, Array]) -> dict[str, list[str]]:
+        """Keys that `rename` drops, by the reason. The counters of batch norms, which can be hundreds, are only counted."""
+        prefix, dropped = self._prefix(state) or "", dict[str, list[str]]()
+        for key in state:
+            rule, _ = self._match(prefix, key)
+            if rule.target is None:
+                dropped.setdefault(rule.reason, []).append(key)
+        if counters := dropped.get(DROP.reason):
+            dropped[DROP.reason] = [f"{len(counters)} of *.num_batches_tracked"]
+        return dropped
+
     @property
     def writable(self) -> bool:
         """Whether `export` can make what the layout is told apart by, which may be among what `rename` drops."""
@@ -302,7 +315,8 @@ class Layout:
         return next(((rule, match) for rule in self.rules if (match := rule.regex.fullmatch(key, start))), None)
 
 
-DROP = Rule(r".*\.num_batches_tracked", None)  # bookkeeping of training
+TRAINING = "for training only"
+DROP = Rule(r".*\.num_batches_tracked", None, reason="counters of training")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 NO_MEAN, NO_STD = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 

@@ -19,7 +19,7 @@ from refvit.graph.ir import Array
 from refvit.models.mobilevit import VARIANTS, MobileViTConfig
 from refvit.models.mobilevit_heads import DEEPLABV3_VARIANTS, SSDLITE_VARIANTS
 from refvit.vision.preprocess import OPENCV
-from weights_convert.layout import DROP, NO_MEAN, NO_STD, Layout, Rule, classes_of, evaluation
+from weights_convert.layout import DROP, NO_MEAN, NO_STD, TRAINING, Layout, Rule, classes_of, evaluation
 
 ENCODER = r"(?:encoder\.)?"  # the backbone's prefix below a head
 DEPTHS = MobileViTConfig.depths  # the same in every variant: the norm behind the layers has the next index
@@ -42,7 +42,7 @@ def _rules() -> Iterator[Rule]:
             yield from _block(rf"{ENCODER}layer_{layer}\.1", f"stages.{layer - 1}.1", DEPTHS[layer - 3])
     yield from _conv_bn(f"{ENCODER}conv_1x1_exp", "final_conv")
     yield Rule(rf"{ENCODER}classifier\.fc\.(.*)", r"head.fc.\1")
-    yield Rule(r"seg_head\.aux_head\..*", None)  # for training only
+    yield Rule(r"seg_head\.aux_head\..*", None, reason=TRAINING)
     yield Rule(r"(seg_head|extra_layers|ssd_heads)\..*", r"\g<0>")
 
 
@@ -95,7 +95,7 @@ class _NotAugmented(Layout):
 
 
 RANGE = "neural_augmentor.brightness._low"
-DROP_RANGES = Rule(r"(?:encoder\.)?neural_augmentor\..*", None)  # for training only
+DROP_RANGES = Rule(r"(?:encoder\.)?neural_augmentor\..*", None, reason=TRAINING)
 READ_AS_BGR = {"channel_order": "bgr, as cvnets 0.1 reads images; files of later versions have the same names and want rgb"}
 RULES = tuple(_rules())
 NAMES = frozenset({"conv_1.block.conv.weight", "layer_3.1.local_rep.conv_3x3.block.conv.weight", "classifier.fc.weight"})

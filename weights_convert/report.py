@@ -11,7 +11,9 @@ from refvit.graph.cost import parameter_count
 from refvit.models import architecture, config_from_dict
 from refvit.weights.params import Params
 from refvit.weights.store import Weights
+from weights_convert.convert import LEFT_OUT
 
+SHOWN = 3  # names of what was left out, in a line
 SIDE = 128  # of the self-check's input, where a network takes any: that of a street scene would take minutes
 
 
@@ -79,7 +81,11 @@ def lines(found: dict[str, Any]) -> list[str]:
         ("labels", "none" if found["labels"] is None else f"{found['labels']} names"),
     ]
     for part in ("source", "config", "preprocess", "postprocess"):
-        rows += [(part if i == 0 else "", f"{k}: {_plain(v)}") for i, (k, v) in enumerate(found[part].items())]
+        fields = [(k, v) for k, v in found[part].items() if (part, k) != ("source", LEFT_OUT)]
+        rows += [(part if i == 0 else "", f"{k}: {_plain(v)}") for i, (k, v) in enumerate(fields)]
+    for i, (why, names) in enumerate(found["source"].get(LEFT_OUT, {}).items()):
+        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+        rows.append(("left out" if i == 0 else "", f"{', '.join(names[:SHOWN])}{more}: {why}"))
     exported = found.get("exported", {"notes": []})
     rows += [
         ("written as" if i == 0 else "", text) for i, text in enumerate((exported.get("layout"), *exported["notes"])) if text

@@ -9,6 +9,7 @@ so it is used where file and config.json are both of transformers, and then has 
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 from collections.abc import Mapping
@@ -17,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from refvit.errors import WeightsError
+from refvit.models import ARCHITECTURES
+from refvit.weights.readers.safetensors import parse_json
 
 GELU = {"gelu": "none", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu_fast": "tanh"}
 FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box"}  # Pillow's numbers
@@ -32,6 +35,45 @@ SAME = {  # by model_type: what both configurations say
     "deit": _VIT,
     "mobilevit": {"num_attention_heads": "num_heads", "layer_norm_eps": "layer_norm_eps"},
 }
+TIMM_GELU = {"gelu": "none", "gelu_tanh": "tanh"}
+SHAPE = {  # timm's arguments of a ViT, by which it is another of refvit's models
+    "img_size": "image_size",
+    "patch_size": "patch_size",
+    "embed_dim": "embed_dim",
+    "depth": "depth",
+    "num_heads": "num_heads",
+    "mlp_ratio": "mlp_ratio",
+}
+_VIT_ARGS: dict[str, tuple[Any, ...]] = {
+    "in_chans": (3,),
+    "global_pool": ("token",),
+    "act_layer": tuple(TIMM_GELU),
+    "norm_layer": ("layernorm", "layernormfp32"),  # with timm's eps, 1e-6
+    "pos_embed": ("learn",),
+    "reg_tokens": (0,),
+    "fc_norm": (False,),
+    **dict.fromkeys(("qkv_bias", "proj_bias", "class_token", "final_norm"), (True,)),
+    **dict.fromkeys(("qk_norm", "scale_attn_norm", "scale_mlp_norm", "no_embed_class", "pre_norm"), (False,)),
+    "pool_include_prefix": (False,),
+}
+ARGS: dict[str, dict[str, tuple[Any, ...]]] = {  # by family: further arguments of timm, and their values in refvit's models
+    "vit": _VIT_ARGS,
+    "deit": _VIT_ARGS,
+    "mobilevit": {
+        "in_chans": (3,),
+        "global_pool": ("avg",),
+        "output_stride": (32,),
+        "act_layer": ("silu", "swish"),
+        "norm_layer": ("batchnorm", "batchnorm2d"),
+    },
+    "hrnet": {"in_chans": (3,), "global_pool": ("avg",), "output_stride": (32,), "head": ("classification",)},
+}
+NO_MATTER = {  # arguments for training only, about which sizes of images are let in, and what is looked at elsewhere
+    *("drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate"),
+    *("drop_block_rate", "drop_block_size", "weight_init", "fix_init", "zero_init_last"),
+    *("img_size", "dynamic_img_size", "dynamic_img_pad", "strict_img_size", "num_classes"),
+}
+SUFFIXES = ("_in21k", "_sam", "_ssld")  # of timm's names for weights of the model without it
 LIMIT = 2**24  # bytes of such a file
 NAMES = ("config.json", "preprocessor_config.json")
 
@@ -43,6 +85,7 @@ class Sidecar:
     origin: str = NAMES[0]
     files: tuple[str, ...] = ()  # names of those that were read
     model_type: str | None = None  # transformers' name of the family
+    suggested: tuple[str, ...] = ()  # models that it can be of, by their names in the registry; none if it says nothing
     labels: tuple[str, ...] | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
     preprocess: Mapping[str, Any] = field(default_factory=dict)
@@ -98,7 +141,16 @@ def _is_timm(config: Mapping[str, Any]) -> bool:
 
 def _timm(config: Mapping[str, Any], path: Path) -> Sidecar:
     cfg = {**config, **config.get("pretrained_cfg", {})}
-    labels = config.get("label_names") or cfg.get("label_names")
+    if "architecture" not in cfg:
+        raise WeightsError(f"{path}: architecture missing, timm's name of the model; get the file again")
+    args = {"global_pool": config.get("global_pool") or None, **config.get("model_args", {})}
+    args = {arg: value for arg, value in args.items() if value is not None}  # as timm reads them
+    suggested = _with_arguments(_architecture(cfg["architecture"], path), args, path)
+    gelu = TIMM_GELU.get(_lower(args.get("act_layer")))
+    classes = [part["num_classes"] for part in (args, config, cfg) if "num_classes" in part]
+    labels = config.get("label_names") or cfg.get("label_names") or config.get("labels")
+    if isinstance(labels, list):
+        labels = dict(enumerate(labels))
     preprocess: dict[str, Any] = {name: cfg[name] for name in ("mean", "std", "interpolation") if name in cfg}
     if "input_size" in cfg:
         size = cfg["input_size"][-1]
@@ -106,18 +158,70 @@ def _timm(config: Mapping[str, Any], path: Path) -> Sidecar:
         mode = cfg.get("crop_mode") or "center"
         if cfg["input_size"] != [3, size, size] or mode not in ("center", "squash"):
             raise WeightsError(f"{path}: input_size {cfg['input_size']} with crop_mode {mode!r} is not among what refvit does")
+        if "img_size" in args and cfg.get("fixed_input_size") and not args.get("dynamic_img_size"):
+            size = _side(args["img_size"])  # older files state the size before it was changed
         scaled = math.floor(size / ratio)
         preprocess |= {"resize": [scaled, scaled] if mode == "squash" else scaled, "crop": size}
-    return Sidecar(labels=None if labels is None else tuple(labels), preprocess=preprocess)
+    return Sidecar(
+        suggested=suggested,
+        labels=_names(labels, path, "label_names") if labels else None,
+        config={"gelu": gelu} if gelu else {},
+        expected={"num_classes": classes[0]} if classes else {},
+        preprocess=preprocess,
+    )
+
+
+def _architecture(name: Any, path: Path) -> str:
+    """The registry's name of a model of timm's, which may have a tag or say by a suffix what it was trained on."""
+    plain = str(name).partition(".")[0]
+    for suffix in SUFFIXES:
+        plain = plain.removesuffix(suffix)
+    if plain in ARCHITECTURES:
+        return plain
+    near = difflib.get_close_matches(plain, ARCHITECTURES, n=3)
+    hint = f"; the nearest that it has are {', '.join(near)}" if near else ""
+    raise WeightsError(f"{path}: architecture {name!r:.80} is no model that refvit has{hint}")
+
+
+def _with_arguments(name: str, args: Mapping[str, Any], path: Path) -> tuple[str, ...]:
+    """The models that timm's `name` is with these arguments. WeightsError names one that refvit cannot honour."""
+    family = name.partition("_")[0]
+    usual = ARGS.get(family, {})
+    shape = {arg: _side(value) for arg, value in args.items() if arg in SHAPE and family in ("vit", "deit")}
+    for arg, value in args.items():
+        if arg not in shape and arg not in NO_MATTER and _lower(value) not in usual.get(arg, ()):
+            known = f"refvit's models have {' or '.join(map(repr, usual[arg]))}" if arg in usual else "refvit does not know it"
+            raise WeightsError(f"{path}: timm's argument {arg} is {value!r:.60}, and {known}")
+    wanted = replace(ARCHITECTURES[name].config, **{SHAPE[arg]: value for arg, value in shape.items()})
+    found = tuple(n for n, a in ARCHITECTURES.items() if n.partition("_")[0] == family and a.config == wanted)
+    if not found:
+        asked = ", ".join(f"{arg} {value!r:.60}" for arg, value in shape.items())
+        raise WeightsError(f"{path}: refvit has no {name} with timm's arguments {asked}")
+    return found
+
+
+def _side(size: Any) -> Any:
+    """The one number of a square's two."""
+    return size[0] if isinstance(size, list) and len(size) == 2 and size[0] == size[1] else size
+
+
+def _lower(value: Any) -> Any:
+    """Layers have the same names with capitals."""
+    return value.lower() if isinstance(value, str) else value
+
+
+def _names(names: Any, path: Path, what: str) -> tuple[str, ...]:
+    """The classes' names, from an object whose keys are their numbers."""
+    if not isinstance(names, dict) or {str(i) for i in names} != {str(i) for i in range(len(names))}:
+        raise WeightsError(f"{path}: {what} must name the classes 0 to n - 1")
+    by_number = {int(i): str(name) for i, name in names.items()}
+    return tuple(by_number[i] for i in range(len(names)))
 
 
 def _transformers(config: Mapping[str, Any], processor: Mapping[str, Any], folder: Path) -> Sidecar:
     labels = None
     if "id2label" in config:
-        names = config["id2label"]
-        if not isinstance(names, dict) or set(names) != {str(i) for i in range(len(names))}:
-            raise WeightsError(f"{folder / 'config.json'}: id2label must name the classes 0 to n - 1")
-        labels = tuple(str(names[str(i)]) for i in range(len(names)))
+        labels = _names(config["id2label"], folder / NAMES[0], "id2label")
         if labels == tuple(f"LABEL_{i}" for i in range(len(labels))):
             labels = None  # what transformers writes where nobody gave names
     found: dict[str, Any] = {}
@@ -135,6 +239,15 @@ def _transformers(config: Mapping[str, Any], processor: Mapping[str, Any], folde
     expected = {ours: config[theirs] for theirs, ours in names.items() if theirs in config}
     if names and "id2label" in config:
         expected["num_classes"] = len(config["id2label"])
+    if "MobileViTForImageClassification" in (config.get("architectures") or []) and "output_stride" in config:
+        expected["output_stride"] = config["output_stride"]
+    if config.get("model_type") == "mobilevit" and "patch_size" in config:
+        expected["patch"] = (config["patch_size"],) * 2
+    if names and config.get("problem_type") not in (None, "single_label_classification"):
+        raise WeightsError(
+            f"{folder / 'config.json'}: problem_type {config['problem_type']!r:.60}; refvit answers with the probabilities of "
+            "classes of which one is right; remove this entry where only the logits are used"
+        )
     if config.get("qkv_bias", True) is not True:
         raise WeightsError(f"{folder / 'config.json'}: qkv_bias {config['qkv_bias']!r}; refvit's models have biases there")
     if config.get("model_type") == "mobilevit" and config.get("hidden_act", "silu") not in ("silu", "swish"):
@@ -142,6 +255,7 @@ def _transformers(config: Mapping[str, Any], processor: Mapping[str, Any], folde
     kind = config.get("model_type")
     return Sidecar(
         model_type=None if kind is None else str(kind),
+        suggested=tuple(name for name in ARCHITECTURES if names and name.startswith(f"{kind}_")),
         labels=labels,
         config=found,
         expected=expected,
@@ -195,12 +309,20 @@ def _read(path: Path) -> dict[str, Any]:
         if not path.is_file():
             return {}
         if path.stat().st_size > LIMIT:
-            raise WeightsError(f"{path}: {path.stat().st_size} bytes are too many for a configuration; remove or replace it")
-        data = json.loads(path.read_text("utf-8"))
+            raise ValueError(f"{path.stat().st_size} bytes are too many for a configuration")
+        data = parsed(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-        if isinstance(error, WeightsError):
-            raise
         raise WeightsError(f"{path}: not readable as JSON ({error}); get the file again, or move it away") from error
     if not isinstance(data, dict):
         raise WeightsError(f"{path}: a JSON object expected, got {type(data).__name__}")
+    return data
+
+
+def parsed(text: bytes) -> Any:
+    """JSON as `parse_json` has it, all of whose text is Unicode and whose numbers are finite. ValueError otherwise."""
+    try:
+        data = parse_json(text)
+    except WeightsError as error:
+        raise ValueError(str(error)) from error
+    json.dumps(data, ensure_ascii=False, allow_nan=False).encode()
     return data

@@ -61,7 +61,7 @@ def _rules(model: str, layers: str, names: Mapping[str, str]) -> Iterator[Rule]:
     yield Rule(rf"{model}\.embeddings\.patch_embeddings\.projection\.(weight|bias)", r"patch_embed.proj.\1")
     yield from layer_rules(rf"{model}\.{re.escape(layers)}", "blocks", names)
     yield Rule(rf"{model}\.layernorm\.(weight|bias)", r"norm.\1")
-    yield Rule(rf"{model}\.pooler\.dense\.(weight|bias)", None)  # of the model without a head
+    yield Rule(rf"{model}\.pooler\.dense\.(weight|bias)", None, reason="of the model without a head")
 
 
 def _config(params: Mapping[str, Array]) -> dict[str, Any]:

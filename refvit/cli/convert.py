@@ -27,7 +27,8 @@ def add(verbs: Any) -> None:
     convert.add_argument(
         "source",
         metavar="SOURCE",
-        help="file, folder, tag of `refvit models`, or OWNER/NAME[/FILE][@REVISION] of the Hugging Face hub",
+        help="file, folder, tag of `refvit models`, or of the Hugging Face hub [hf://]OWNER/NAME[@REVISION], "
+        "hf://OWNER/NAME[@REVISION]/FILE",
     )
     convert.add_argument("-o", "--output", metavar="OUT.safetensors", help="where to write; without it nothing is written")
     convert.add_argument("--model", metavar="NAME", help="where the tensors fit several models, or to be sure")

@@ -82,6 +82,12 @@ def tags(model: str) -> tuple[str, ...]:
     return tuple(name.partition(".")[2] for name in _table()["weights"] if name.partition(".")[0] == model)
 
 
+def model_of(repository: str) -> str | None:
+    """The model whose weights a repository of the table holds; None for another one."""
+    rows = _table()["weights"].items()
+    return next((name.partition(".")[0] for name, row in rows if row["repository"] == repository), None)
+
+
 def entry(name: str) -> Entry:
     """The row of `name`. UnknownModelError names the tags that there are."""
     if not known(name):

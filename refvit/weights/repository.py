@@ -1,11 +1,15 @@
 """Weights of any repository of the Hugging Face hub, by its id.
 
-    OWNER/NAME[/FILE][@REVISION]
+    OWNER/NAME[@REVISION]
+    hf://OWNER/NAME[@REVISION][/FILE]
 
-Which of its files holds the weights follows from the names that Hugging Face's libraries give them; where several could be
-meant the caller says which. Everything comes through huggingface_hub, with its cache, its environment variables (HF_HOME,
-HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE and others) and its progress bar on terminals. A revision is a branch, a tag or a commit;
-the commit that it leads to is recorded.
+The second form is that of huggingface_hub's URIs. It is never taken for a path, and it alone names a file: a path with a
+mistake in it must not be looked for in a network. A revision is a branch, a tag or a commit, with %2F for a slash in its name
+except in refs/pr/1 and the like. The commit that it leads to is recorded.
+
+Where no file is named, which one holds the weights follows from the names that Hugging Face's libraries give them. Where
+several could be meant the caller says which. Everything comes through huggingface_hub, with its cache, its environment
+variables (HF_HOME, HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE and others) and its progress bar on terminals.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from urllib.parse import unquote
 
 from refvit.errors import WeightsError
 from refvit.weights.readers.checkpoint import IN_A_FOLDER
@@ -26,23 +31,33 @@ from refvit.weights.readers.shards import read_index
 BESIDE = ("config.json", "preprocessor_config.json")  # what transformers' repositories say about their weights
 SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".npz", ".tar", ".pkl")  # of what may be weights
 NO_WEIGHTS = ("training_args.bin", "optimizer.bin", "optimizer.pt", "scheduler.pt", "scaler.pt")  # which trainers write beside
+SCHEME = "hf://"
 PART = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}"
-ID = re.compile(
-    rf"(?P<repository>{PART}/{PART})(?:/(?P<file>[^@\\]+))?(?:@(?P<revision>[A-Za-z0-9_][A-Za-z0-9_./-]{{0,199}}))?"
-)
+REFS = r"refs/(?:pr/\d+|convert/[A-Za-z0-9_.-]+)"  # revisions whose slashes stay as they are
+REVISION = rf"{REFS}|[A-Za-z0-9_](?:[A-Za-z0-9_.-]|%2[Ff]){{0,199}}"
+ID = re.compile(rf"(?P<repository>{PART}/{PART})(?:@(?P<revision>{REVISION}))?(?:/(?P<file>[^@\\]+))?")
 SHOWN = 8
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where weights are: a repository, one of its files or None, and a revision or None for its main branch."""
+    """Where weights are: a repository, one of its files or None, and a revision or None for its main branch.
+
+    certain: whether no path could be meant
+    """
 
     repository: str
     file: str | None
     revision: str | None
+    certain: bool = False
 
     def __str__(self) -> str:
-        return self.repository + (f"/{self.file}" if self.file else "") + (f"@{self.revision}" if self.revision else "")
+        """The id, as `parse` takes it."""
+        revision = self.revision or ""
+        if not re.fullmatch(REFS, revision):
+            revision = revision.replace("/", "%2F")
+        scheme = SCHEME if self.certain or self.file else ""
+        return f"{scheme}{self.repository}{'@' * bool(revision)}{revision}{'/' * bool(self.file)}{self.file or ''}"
 
 
 @dataclass(frozen=True)
@@ -59,20 +74,29 @@ class Found:
 
 
 def parse(text: str) -> Place | None:
-    """The place that an id names; None for what is no id, or a path rather than one.
+    """The place that an id names; None for a path.
 
-    A path is what exists, what begins in a folder that exists, and what would name a repository after a weights file: nothing
-    is asked of a network because a file is missing.
+    Without hf:// a path is what exists, what has more or fewer than two parts, and what would name a repository after a weights
+    file. WeightsError if it begins in a folder that exists, so that either may be meant, and for what is no id behind hf://.
     """
-    match = ID.fullmatch(text)
+    certain = text.startswith(SCHEME)
+    match = ID.fullmatch(text.removeprefix(SCHEME))
+    if certain and (match is None or not _plain(match["file"] or "file")):
+        raise WeightsError(
+            f"{shown(text)}: {SCHEME}OWNER/NAME[@REVISION][/FILE] expected, with %2F for a slash in the revision"
+        )
     if match is None:
         return None
     repository, file, revision = match.group("repository", "file", "revision")
-    if repository.endswith(SUFFIXES) or not _plain(file or "file"):
-        return None
-    if os.path.lexists(text) or os.path.isdir(text.partition("/")[0]):
-        return None
-    return Place(repository, file, revision)
+    if not certain:
+        if file or repository.endswith(SUFFIXES) or os.path.lexists(text):
+            return None
+        if os.path.isdir(owner := text.partition("/")[0]):
+            raise WeightsError(
+                f"{text}: the folder {owner} is here, and this is not in it; check the path, or give {SCHEME}{text} for the "
+                "repository of the hub"
+            )
+    return Place(repository, file, revision and unquote(revision), certain)
 
 
 def fetch(place: Place) -> Found:
@@ -81,7 +105,7 @@ def fetch(place: Place) -> Found:
     WeightsError for whatever goes wrong: not found, no permission, no connection, offline and not in the cache, another sha256
     than the hub states, or no single file that has to be the weights.
     """
-    what = f"{place} (no file or folder here)"
+    what = f"{place}" if place.certain else f"{place} (no file or folder here)"
     names = IN_A_FOLDER if place.file is None else [place.file]
     choose = None if place.file else functools.partial(_only_weights, place)
     path = download(what, place.repository, place.revision, names, BESIDE, otherwise=choose)
@@ -116,7 +140,7 @@ def download(
     otherwise: if it has none of `files`, takes one of the names of all that it has
     """
     try:
-        from huggingface_hub import _CACHED_NO_EXIST, HfApi, hf_hub_download, try_to_load_from_cache
+        from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
         from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
     except ImportError as error:
         raise WeightsError(
@@ -148,7 +172,8 @@ def download(
             try:
                 get(file, commit.name)
             except LocalEntryNotFoundError as error:
-                if try_to_load_from_cache(repository, file, revision=commit.name) is not _CACHED_NO_EXIST:
+                # None: it is not known whether there is such a file. Otherwise that there is none is in the cache.
+                if try_to_load_from_cache(repository, file, revision=commit.name) is None:
                     raise _explained(f"{what}: {file}", repository, error) from error
             except EntryNotFoundError:
                 pass  # the layout's own rules hold

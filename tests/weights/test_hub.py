@@ -86,6 +86,15 @@ def test_no_network_for_embedded_weights_and_lists(folders, monkeypatch):
     assert not (folders / "refvit").exists()
 
 
+def test_the_model_of_each_repository_is_known(folders, monkeypatch):
+    block_sockets(monkeypatch)
+    for name, row in hub._table()["weights"].items():
+        assert hub.model_of(row["repository"]) == name.partition(".")[0] in ARCHITECTURES
+    assert hub.model_of("google/vit-base-patch16-224") == "vit_base_patch16_224"
+    assert hub.model_of("facebook/deit-base-patch16-224") == "deit_base_patch16_224"
+    assert hub.model_of("google/vit") is None and hub.model_of("") is None
+
+
 def test_evaluation_of_the_tag_goes_before_the_layouts(server, folders, golden, tmp_path):
     name = "hrnet_w18_small.gluon_in1k"
     data = golden("hrnet_w18_small.timm").save(tmp_path / FILE).read_bytes()

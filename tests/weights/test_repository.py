@@ -2,12 +2,12 @@
 
 import dataclasses
 import hashlib
-import importlib.util
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,16 +15,14 @@ from safetensors.numpy import save
 
 import refvit
 from refvit.errors import WeightsError
-from refvit.weights import repository, store
+from refvit.weights import hub, repository, store
 from refvit.weights.embedded import load_embedded
 
 pytest.importorskip("huggingface_hub", reason="huggingface_hub is not installed: nothing to download with")
+from helpers.files import shard_files, torch_file
 from helpers.hub_server import COMMIT, FILE, LATER, block_sockets
 
 HERE = Path(__file__).parents[2]
-_spec = importlib.util.spec_from_file_location("handmade", HERE / "tests" / "weights" / "readers" / "handmade.py")
-handmade = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(handmade)
 ID = "somebody/mobilevit-fine_tuned.v2"
 
 
@@ -33,30 +31,6 @@ def elsewhere(tmp_path, monkeypatch):
     """A working folder in which nothing is called like a repository."""
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
-
-
-def torch_file(state):
-    pairs, storages = [], {}
-    for i, (name, a) in enumerate(state.items()):
-        kind = {"float32": "FloatStorage", "int64": "LongStorage"}[a.dtype.name]
-        strides = [s // a.itemsize for s in np.ascontiguousarray(a).strides][: a.ndim]
-        pairs.append((name, handmade.tensor(handmade.storage(str(i), a.size, kind), a.shape, strides)))
-        storages[str(i)] = a.tobytes()
-    return handmade.torch_zip(handmade.pickle(handmade.mapping(pairs)), storages)
-
-
-def halves(state, suffix):
-    """The files of a checkpoint in two shards."""
-    write = save if suffix == "safetensors" else torch_file
-    stem = "model" if suffix == "safetensors" else "pytorch_model"
-    names = list(state)
-    files, weight_map = {}, {}
-    for i, part in enumerate((names[::2], names[1::2]), 1):
-        shard = f"{stem}-0000{i}-of-00002.{suffix}"
-        files[shard] = write({name: np.ascontiguousarray(state[name]).reshape(state[name].shape) for name in part})
-        weight_map |= dict.fromkeys(part, shard)
-    index = {"metadata": {"total_size": sum(a.nbytes for a in state.values())}, "weight_map": weight_map}
-    return files | {f"{stem}.{suffix}.index.json": json.dumps(index).encode()}
 
 
 def loaded(weights=ID, model="mobilevit_xxs", **options):
@@ -84,14 +58,39 @@ def asked(server):
         ("apple/mobilevit-x.small_2", ("apple/mobilevit-x.small_2", None, None)),
         ("a/b@main", ("a/b", None, "main")),
         ("a/b@refs/pr/1", ("a/b", None, "refs/pr/1")),
-        ("a/b/best.pth", ("a/b", "best.pth", None)),
-        ("a/b/runs/1/best model.pth@v1.0", ("a/b", "runs/1/best model.pth", "v1.0")),
+        ("a/b@refs/convert/x-1", ("a/b", None, "refs/convert/x-1")),
+        ("a/b@feature%2Fx", ("a/b", None, "feature/x")),
+        ("hf://a/b", ("a/b", None, None)),
+        ("hf://a/b@main", ("a/b", None, "main")),
+        ("hf://a/b.pth", ("a/b.pth", None, None)),
+        ("hf://a/b/best.pth", ("a/b", "best.pth", None)),
+        ("hf://a/b@v1.0/runs/1/best model.pth", ("a/b", "runs/1/best model.pth", "v1.0")),
+        ("hf://a/b@refs/pr/12/sub/c.bin", ("a/b", "sub/c.bin", "refs/pr/12")),
+        ("hf://a/b@refs/x/c.bin", ("a/b", "x/c.bin", "refs")),
+        ("hf://a/b@feature%2Fx/c.bin", ("a/b", "c.bin", "feature/x")),
     ],
 )
 def test_ids(text, expected):
     place = repository.parse(text)
     assert (place.repository, place.file, place.revision) == expected
     assert str(place) == text
+    assert place.certain == text.startswith("hf://")
+
+
+def test_ids_are_those_of_the_client():
+    parser = pytest.importorskip("huggingface_hub.utils._hf_uris", reason="this version of huggingface_hub has no URIs")
+    for rest in (
+        "",
+        "@main",
+        "@v1.0/c.pth",
+        "/c d.pth",
+        "@refs/pr/12/sub/c.bin",
+        "@refs/convert/x-1",
+        "@x%2Fy/c.bin",
+        "@refs/x/c.bin",
+    ):
+        place, theirs = repository.parse(f"hf://a/b{rest}"), parser.parse_hf_uri(f"hf://a/b{rest}")
+        assert (place.repository, place.revision, place.file or "") == (theirs.id, theirs.revision, theirs.path_in_repo), rest
 
 
 @pytest.mark.parametrize(
@@ -122,6 +121,7 @@ def test_ids(text, expected):
             "a/b@",
             "a/b@-x",
         ),
+        *("runs/exp1/best.pth", "a/b/c", "a/b/c@main", "a/b@main/c.pth", "a/b@feature/x", "HF://a/b", "hf:/a/b"),
         *("-a/b", "a/.b", "a b/c", "runs/best.pth", "runs/model.safetensors", "a/b.bin", "a/b\0", "a/b/c\0.pth", "a/b/c\n.pth"),
         *("a/" + "b" * 97, "a/b/c\\d.pth"),
     ],
@@ -130,12 +130,53 @@ def test_what_is_a_path(text):
     assert repository.parse(text) is None
 
 
-def test_what_begins_in_a_folder_that_exists_is_a_path(monkeypatch, folders, server):
-    os.makedirs("runs/old")
-    assert repository.parse("runs/new") is None and repository.parse("run/new") is not None
-    assert "no such weights file" in message("runs/new/best.pth")
-    assert "no such weights file" in message("checkpoints/best.pth")  # a repository is not called so
+@pytest.mark.parametrize(
+    "rest",
+    [
+        "",
+        "a",
+        "a/",
+        "/a/b",
+        "a/b@",
+        "a/b@-x",
+        "a/b/",
+        "a//b",
+        "a/b/../c",
+        "a/b/c.pth@main",
+        "a/b\\c",
+        "a/b/c:d",
+        "a/b/\x1b[31m",
+        "a/b@x%41",
+    ],
+)
+def test_what_is_no_id_behind_the_scheme(rest):
+    with pytest.raises(WeightsError, match=r"hf://OWNER/NAME\[@REVISION\]\[/FILE\] expected") as caught:
+        repository.parse(f"hf://{rest}")
+    assert str(caught.value).isprintable()
+
+
+def test_a_path_with_a_mistake_in_it_is_not_asked_of_the_network(run, folders, server):
+    for path in ("runs/exp1/best.pth", "runs/new/exp1/best", "checkpoints/best.pth"):
+        assert "no such weights file" in message(path)
+        code, _, err = run("convert", path)
+        assert code == 2 and "no such weights file" in err
     assert server.log == []
+
+
+def test_a_folder_that_hides_an_owner_is_named(run, folders, server, checkpoint):
+    server.publish("runs/new", model__safetensors=checkpoint)
+    os.makedirs("runs/old")
+    assert repository.parse("runs/old") is None and repository.parse("run/new") is not None
+    for text in ("runs/new", "runs/new@main"):
+        expected = f"{text}: the folder runs is here, and this is not in it; check the path, or give hf://{text}"
+        assert message(text).startswith(expected)
+    assert expected in run("convert", text)[2]
+    assert server.log == []
+    assert loaded("hf://runs/new")._weights.source["repository"] == "runs/new"
+    os.makedirs("runs/new")
+    assert "a folder with none of" in message("runs/new")
+    assert loaded("hf://runs/new@main")._weights.source["revision"] == COMMIT
+    assert message("hf://runs/newer").startswith("hf://runs/newer: runs/newer: access denied (401)")
 
 
 def test_a_path_of_that_name_goes_first(server, folders, checkpoint, monkeypatch):
@@ -146,6 +187,9 @@ def test_a_path_of_that_name_goes_first(server, folders, checkpoint, monkeypatch
     assert "repository" not in loaded()._weights.source
     assert loaded(f"{ID}/{FILE}")._weights.source["file"] == FILE
     assert server.log == []
+    Path("hf:").mkdir()
+    Path(f"hf:/{ID}").mkdir(parents=True)
+    assert repository.parse(f"hf://{ID}").certain  # although hf:/somebody/... exists
 
 
 def test_a_path_object_is_a_path(server, folders, checkpoint):
@@ -172,7 +216,7 @@ def test_a_repository_is_loaded(server, folders, case, checkpoint):
 @pytest.mark.parametrize("suffix", ["safetensors", "bin"])
 def test_shards(server, folders, case, suffix):
     state = case.state()
-    server.publish(ID, **halves(state, suffix))
+    server.publish(ID, **shard_files(state, suffix))
     weights = loaded()._weights
     assert weights.sha256 == loaded(case.state())._weights.sha256
     assert weights.source["file"].endswith(f".{suffix}.index.json")
@@ -185,7 +229,7 @@ def test_shards(server, folders, case, suffix):
 
 
 def test_shards_do_not_lead_out_of_the_repository(server, folders, case):
-    files = halves(case.state(), "safetensors")
+    files = shard_files(case.state(), "safetensors")
     index = json.loads(files["model.safetensors.index.json"])
     index["weight_map"] = dict.fromkeys(index["weight_map"], "../../secret.safetensors")
     server.publish(ID, **files | {"model.safetensors.index.json": json.dumps(index).encode()})
@@ -207,10 +251,10 @@ def test_several_files_are_named_and_one_is_chosen(server, folders, checkpoint):
     server.publish(ID, **dict.fromkeys(names, checkpoint))
     text = message()
     assert "'epoch-0.pth', 'epoch-1.pth'" in text and "and 4 more" in text
-    assert f"say which, as in {ID}/epoch-0.pth" in text
-    assert loaded(f"{ID}/epoch-7.pth")._weights.source["file"] == "epoch-7.pth"
-    assert "as in somebody/mobilevit-fine_tuned.v2/epoch-0.pth@" + COMMIT in message(f"{ID}@{COMMIT}")
-    assert "not found" in message(f"{ID}/epoch-77.pth")
+    assert f"say which, as in hf://{ID}/epoch-0.pth" in text
+    assert loaded(f"hf://{ID}/epoch-7.pth")._weights.source["file"] == "epoch-7.pth"
+    assert f"as in hf://{ID}@{COMMIT}/epoch-0.pth" in message(f"{ID}@{COMMIT}")
+    assert "not found" in message(f"hf://{ID}/epoch-77.pth")
 
 
 def test_a_repository_without_weights(server, folders):
@@ -231,6 +275,66 @@ def test_a_file_of_refvits_own(server, folders, tmp_path):
     assert model._weights.source["repository"] == "somebody/ten" and model._weights.source["revision"] == COMMIT
 
 
+# which model
+
+
+def published(case, tmp_path, config=None):
+    """The files of a repository with these tensors."""
+    data = case.save(tmp_path / FILE).read_bytes()
+    return {FILE: data} | ({} if config is None else {"config.json": json.dumps(config).encode()})
+
+
+@pytest.mark.parametrize("model_type", ["vit", "deit"])
+@pytest.mark.parametrize("config", [False, True])
+def test_a_repository_of_the_table_says_its_model(run, server, folders, golden, tmp_path, monkeypatch, model_type, config):
+    """A ViT and a DeiT have the same names and shapes; facebook's DeiT without distillation is a ViT to transformers."""
+    name = f"{model_type}_tiny_patch16_224"
+    table = hub._table()
+    row = {**table["weights"]["deit_tiny_patch16_224.transformers_in1k"], "repository": "google/vit-tiny"}
+    monkeypatch.setattr(hub, "_table", lambda: {**table, "weights": {**table["weights"], "vit_tiny_patch16_224.mine": row}})
+    where = {"vit": "google/vit-tiny", "deit": "facebook/deit-tiny-patch16-224"}[model_type]
+    case = golden("vit_tiny_patch16_224.transformers")
+    server.publish(where, **published(case, tmp_path, {"model_type": "vit"} if config else None))
+    code, out, err = run("convert", where, "--json", "--no-check")
+    assert code == 0, err
+    assert json.loads(out)["model"] == name
+    model = loaded(f"hf://{where}/{FILE}", None)
+    assert model.name == name
+    assert loaded(where, "deit_tiny_patch16_224").name == "deit_tiny_patch16_224"  # what is asked for goes first
+
+
+@pytest.mark.parametrize(
+    ("layout", "config", "expected"),
+    [
+        ("timm", {"architecture": "vit_tiny_patch16_224"}, "vit_tiny_patch16_224"),
+        ("timm", {"architecture": "deit_tiny_patch16_224"}, "deit_tiny_patch16_224"),
+        ("transformers", {"model_type": "vit"}, "vit_tiny_patch16_224"),
+    ],
+)
+def test_another_repository_says_its_model_in_its_configuration(
+    run, server, folders, golden, tmp_path, layout, config, expected
+):
+    server.publish(ID, **published(golden(f"vit_tiny_patch16_224.{layout}"), tmp_path, config))
+    code, out, err = run("convert", ID, "--json", "--no-check")
+    assert code == 0, err
+    assert json.loads(out)["model"] == expected
+    assert loaded(ID, "deit_tiny_patch16_224").name == "deit_tiny_patch16_224"
+
+
+def test_a_repository_that_does_not_say_its_model(run, server, folders, golden, tmp_path):
+    server.publish(ID, **published(golden("vit_tiny_patch16_224.transformers"), tmp_path))
+    code, _, err = run("convert", ID)
+    assert code == 2 and "fit vit_tiny_patch16_224 and deit_tiny_patch16_224; say which by --model" in err
+
+
+def test_a_configuration_of_another_model(run, server, folders, golden, tmp_path):
+    case = golden("vit_tiny_patch16_224.timm")
+    server.publish(ID, **published(case, tmp_path, {"architecture": "vit_small_patch16_224"}))
+    for more in ((), ("--model", "vit_tiny_patch16_224")):
+        code, _, err = run("convert", ID, *more)
+        assert code == 2 and "config.json says" in err and "vit_small_patch16_224" in err
+
+
 # what comes along
 
 
@@ -245,14 +349,14 @@ def test_the_configuration_is_that_of_the_commit(server, folders, golden, tmp_pa
     assert model._weights.source["configuration"] == ["config.json", "preprocessor_config.json"]
     beside = {"sub/config.json": config, "sub/best.pth": data, "config.json": b"{"}
     server.publish("somebody/sub", **beside)
-    model = loaded("somebody/sub/sub/best.pth")
+    model = loaded("hf://somebody/sub/sub/best.pth")
     assert model.labels == tuple(labels) and model._weights.source["configuration"] == ["config.json"]
     assert model.preprocess.resize == 288
 
 
 def test_a_configuration_beside_a_named_file_is_only_for_transformers(server, folders, checkpoint):
     server.publish(ID, **{"best.pth": checkpoint, "config.json": b'{"learning_rate": 1e-3}'})
-    assert "configuration" not in loaded(f"{ID}/best.pth")._weights.source
+    assert "configuration" not in loaded(f"hf://{ID}/best.pth")._weights.source
 
 
 # revisions
@@ -304,6 +408,22 @@ def test_without_the_client(folders, monkeypatch):
     assert 'pip install "refvit[hub]"' in text and f"https://huggingface.co/{ID}" in text
 
 
+def test_a_client_without_names_that_are_not_public(server, folders, checkpoint, monkeypatch):
+    """What is remembered to be missing is known offline all the same."""
+    import huggingface_hub
+
+    names = ("HfApi", "hf_hub_download", "try_to_load_from_cache", "constants")
+    public = SimpleNamespace(**{name: getattr(huggingface_hub, name) for name in names}, __path__=huggingface_hub.__path__)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", public)
+    server.publish(ID, model__safetensors=checkpoint)
+    assert loaded()._weights.source["revision"] == COMMIT
+    monkeypatch.setattr(public.constants, "HF_HUB_OFFLINE", True)
+    assert loaded()._weights.source["revision"] == COMMIT
+    for note in folders.glob("hub/*/.no_exist/*/config.json"):
+        note.unlink()
+    assert f"config.json: {ID}: not in the cache" in message()
+
+
 # the command line
 
 
@@ -317,7 +437,7 @@ def test_convert(run, server, folders, checkpoint, case):
     assert kept.name == "mobilevit_xxs.mine" and kept._weights.source["revision"] == COMMIT
     server.publish("somebody/many", **{"a.pth": checkpoint, "b.pth": checkpoint})
     code, _, err = run("convert", "somebody/many")
-    assert code == 2 and "say which, as in somebody/many/a.pth" in err
+    assert code == 2 and "say which, as in hf://somebody/many/a.pth" in err
 
 
 def test_infer(run, server, folders, tmp_path):

@@ -1,17 +1,25 @@
 """Public checkpoints become refvit's weights exactly, or are refused with the reason."""
 
 import hashlib
+import json
 
 import numpy as np
 import pytest
+from helpers import handmade
+from helpers.files import shard_files
 from safetensors.numpy import save_file
 
 import refvit
 from refvit.errors import ConfigError, WeightsError
 from refvit.models import architecture
+from refvit.weights.readers import shards
+from refvit.weights.readers.checkpoint import read_checkpoint
 from refvit.weights.store import load, save
 from weights_convert import convert, convert_file
+from weights_convert.convert import LAYOUTS
 from weights_convert.layout import Layout, Rule
+from weights_convert.report import lines, report
+from weights_convert.sidecar import Sidecar
 
 RNG = np.random.default_rng(2)
 
@@ -177,6 +185,51 @@ def test_integers_are_refused(xxs, dtype):
     assert text == f"stem.conv.weight: floating-point values expected, got {dtype}"
 
 
+def test_tensors_of_two_layouts_name_both_and_what_decides(xxs, golden):
+    other = golden("hrnet_w18_small.timm").state()
+    own = [next(layout for layout in LAYOUTS if layout.matches(state)) for state in (xxs, other)]
+    for prefix in ("", "module."):
+        text = told({prefix + name: a for name, a in {**xxs, **other}.items()})
+        assert "have the names of 2 layouts" in text and "keep those of one model in a file of their own" in text
+        for layout, foreign in zip(own, own[::-1], strict=True):
+            listed = text.partition(f"{layout.name} (by ")[2].partition(")")[0].split(", ")
+            assert set(listed) <= layout.signature - foreign.signature and listed
+        assert "not one of" not in text
+
+
+# which of several models that fit
+
+
+@pytest.fixture(scope="module")
+def tiny(golden):
+    """Seeded tensors that are those of a ViT and of a DeiT."""
+    return golden("vit_tiny_patch16_224.timm").state()
+
+
+VIT, DEIT = "vit_tiny_patch16_224", "deit_tiny_patch16_224"
+
+
+def test_equal_fits_are_decided_by_the_caller_then_by_what_is_beside_the_tensors(tiny):
+    assert f"these tensors fit {VIT} and {DEIT}; say which by model=" in told(tiny)
+    assert f"these tensors fit {VIT} and {DEIT}; say which by model=" in told(tiny, beside=Sidecar(suggested=(DEIT, VIT)))
+    assert convert(tiny, beside=Sidecar(suggested=(VIT, "vit_base_patch16_224"))).model == VIT
+    assert convert(tiny, beside=Sidecar(suggested=(DEIT,))).model == DEIT
+    assert convert(tiny, model=VIT, beside=Sidecar(suggested=(DEIT,))).model == VIT
+
+
+def test_what_is_beside_the_tensors_is_not_believed_against_them(tiny):
+    beside = Sidecar(origin="x/config.json", suggested=("vit_small_patch16_224",))
+    for options in ({}, {"model": VIT}):
+        text = told(tiny, beside=beside, **options)
+        assert text.startswith(
+            f"x/config.json says that this is vit_small_patch16_224, and the tensors are those of {VIT} or {DEIT}"
+        )
+    many = Sidecar(suggested=("hrnet_w18", "hrnet_w30", "hrnet_w32", "hrnet_w40"))
+    assert "is hrnet_w18 or hrnet_w30 or hrnet_w32 or another, and" in told(tiny, beside=many)
+    few = {name: a for name, a in tiny.items() if name != "norm.weight"}
+    assert told(few, beside=Sidecar(suggested=(DEIT,))).startswith(f"no {DEIT} checkpoint: missing norm.weight")
+
+
 @pytest.mark.parametrize("state", [{}, {"patch_embed.proj.weight": np.zeros(1)}, {"module.stem.conv.weight": np.zeros(1)}])
 def test_an_unknown_layout_names_the_known_ones(state):
     text = told(state)
@@ -216,6 +269,68 @@ def test_a_file_and_its_sha256(xxs, tmp_path):
     assert weights.sha256 == convert(xxs).sha256
     assert refvit.load(weights=path).name == "mobilevit_xxs"
     assert refvit.load("mobilevit_xxs.mine", path).name == "mobilevit_xxs.mine"
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
+def test_the_sha256_of_shards_is_that_of_index_and_shards(xxs, tmp_path, suffix):
+    files = shard_files(xxs, suffix)
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    listed = sorted(f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in files.items())
+    assert len(listed) == 3
+    expected = hashlib.sha256("".join(listed).encode()).hexdigest()
+    index = next(name for name in files if name.endswith(".json"))
+    for path in (tmp_path, tmp_path / index):
+        weights = convert_file(path)
+        assert (weights.source["file"], weights.source["sha256"]) == (index, expected)
+    other = shard_files({**xxs, "head.fc.bias": xxs["head.fc.bias"] + 1}, suffix)
+    changed = [name for name in files if other[name] != files[name]]
+    assert len(changed) == 1 and changed[0] != index  # the index is the same
+    handmade.put(tmp_path / changed[0], other[changed[0]])
+    assert convert_file(tmp_path).source["sha256"] != expected
+
+
+def test_what_shards_may_repeat_is_bounded_in_all(tmp_path, monkeypatch):
+    """Each holds one number that stands for 16 KiB: one of them is let through, eight are not."""
+
+    def folder(count):
+        names = [f"pytorch_model-{i}.bin" for i in range(count)]
+        for i, name in enumerate(names):
+            body = handmade.mapping([(f"a{i}", handmade.tensor(handmade.storage("0", 1), (4096,), (0,)))])
+            (tmp_path / name).write_bytes(handmade.torch_zip(handmade.pickle(body), {"0": bytes(4)}))
+        weight_map = {f"a{i}": name for i, name in enumerate(names)}
+        (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
+        return tmp_path
+
+    monkeypatch.setattr(shards, "FREE_BYTES", 40_000)
+    assert read_checkpoint(folder(2)).tensors.keys() == {"a0", "a1"}
+    with pytest.raises(WeightsError, match="its tensors would take 16384 bytes, but only 4 are stored"):
+        read_checkpoint(folder(3))
+
+
+def test_what_was_left_out_is_recorded_and_said(golden, tmp_path):
+    state = golden("vit_tiny_patch16_224.transformers").state()
+    state |= {"vit.pooler.dense.weight": np.ones((2, 2), np.float32), "vit.pooler.dense.bias": np.ones(2, np.float32)}
+    save_file(state, tmp_path / "a.safetensors")
+    weights = convert_file(tmp_path / "a.safetensors", model=VIT)
+    (why, names), *others = weights.source["left_out"].items()
+    assert sorted(names) == ["vit.pooler.dense.bias", "vit.pooler.dense.weight"] and why and not others
+    said = [line for line in lines(report(weights, check=False)) if "left" in line]
+    assert len(said) == 1 and said[0].split()[:2] == ["left", "out"] and said[0].endswith(f": {why}")
+    assert all(name in said[0] for name in names)
+    loaded = load(save(weights, tmp_path / "b.safetensors"))
+    assert dict(loaded.source["left_out"]) == weights.source["left_out"]
+    del state["vit.pooler.dense.weight"], state["vit.pooler.dense.bias"]
+    assert "left_out" not in convert(state, model=VIT).source
+
+
+def test_a_long_list_of_what_was_left_out_is_cut(xxs):
+    weights = convert(xxs)
+    assert "left_out" in weights.source  # the counters of batch norms
+    found = report(weights, check=False)
+    found["source"] = {"left_out": {"one reason": list("abcde"), "another": ["f"]}}
+    said = [line.strip() for line in lines(found) if "reason" in line or "another" in line]
+    assert [line.removeprefix("left out").strip() for line in said] == ["a, b, c and 2 more: one reason", "f: another"]
 
 
 def test_errors_name_the_file(xxs, tmp_path):

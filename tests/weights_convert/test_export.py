@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 import refvit
 from refvit.errors import WeightsError
@@ -476,6 +476,62 @@ def test_an_archive_of_numpy(golden, tmp_path):
     with np.load(tmp_path / "vit.npz", allow_pickle=False) as archive:
         same(dict(archive), state)
     assert read_checkpoint(tmp_path / "vit.npz").tensors.keys() == state.keys()
+
+
+@pytest.mark.parametrize(
+    ("changes", "lost"),
+    [
+        ({}, "source"),
+        ({"labels": ["x"] * 1000}, "labels, source"),
+        ({"tag": "mine", "preprocess": {"resize": 300, "crop": 280}}, "resize, crop, tag, source"),
+    ],
+)
+def test_what_an_archive_lacks_is_said(golden, tmp_path, changes, lost):
+    weights = convert(golden("mobilevit_xxs.timm").state(), **changes)
+    done = export_file(weights, "timm", tmp_path / "a.npz")
+    assert done.notes[-1] == f"an .npz holds tensors only: not in it are {lost}; write .safetensors to keep them"
+    assert not any("npz" in note for note in export_file(weights, "timm", tmp_path / "a.safetensors").notes)
+
+
+def test_the_report_says_what_an_archive_lacks(run, golden, tmp_path):
+    state = golden(f"{VIT}.timm").state()
+    source = store.save(convert(state, model=VIT, config={"gelu": "tanh"}), tmp_path / "own.safetensors")
+    code, out, _ = run("convert", source, "--to", "timm", "--told", "gelu", "-o", tmp_path / "a.npz", "--no-check")
+    assert code == 0 and "tensors only: not in it are gelu, source; write .safetensors" in out
+
+
+# what is left out
+
+
+def test_what_is_left_out_is_told_by_its_reason():
+    layout = toy(Rule("x", "x"), DROP, Rule(r"loss\..*", None, reason="for training only"), Rule("p", None, reason="other"))
+    state = dict.fromkeys(("x", "a.num_batches_tracked", "loss.b", "b.num_batches_tracked", "p", "loss.a"), ONE)
+    assert layout.left_out(state) == {
+        "counters of training": ["2 of *.num_batches_tracked"],
+        "for training only": ["loss.b", "loss.a"],
+        "other": ["p"],
+    }
+    assert layout.left_out({"x": ONE}) == {}
+
+
+def test_every_rule_without_a_target_has_a_reason():
+    dropped = [(layout.name, rule) for layout in LAYOUTS for rule in layout.rules if rule.target is None and not rule.refusal]
+    assert len(dropped) > 20
+    assert [(name, rule.pattern) for name, rule in dropped if not rule.reason] == []
+
+
+def test_the_weights_and_the_report_name_what_was_left_out(run, golden, tmp_path):
+    state = golden("mobilevit_xxs_deeplabv3.cvnets_v2").state()
+    weights = convert(state)
+    names = [key for key in state if re.fullmatch(TRAINING, key) and "num_batches" not in key]
+    counters = sum(key.endswith("num_batches_tracked") for key in state)
+    assert names and counters
+    expected = {"counters of training": [f"{counters} of *.num_batches_tracked"], "for training only": names}
+    assert weights.source["left_out"] == expected
+    assert counters + len(names) + len(weights.params) == len(state)
+    save_file(state, tmp_path / "a.safetensors")
+    code, out, _ = run("convert", tmp_path / "a.safetensors", "--no-check")
+    assert code == 0 and names[0] in out and "for training only" in out
 
 
 def test_what_is_refused_leaves_no_file(golden, tmp_path):

@@ -209,6 +209,12 @@ def test_other_tensors_under_its_metadata(exported):
         ({"format_version": "1"}, "damaged"),
         ({"source": []}, "damaged"),
         ({"source": {"assumed": 5}}, "damaged"),
+        ({"source": {"assumed": ["layout"], "layout": "mine"}}, "damaged .*assumed names 'layout', which is no field"),
+        ({"source": {"assumed": ["sha256"], "sha256": "0"}}, "damaged .*assumed names 'sha256'"),
+        ({"source": {"assumed": [["resize"]]}}, "damaged"),
+        ({"source": {"assumed": "resize"}}, "damaged .*must be a list"),
+        ({"source": {"assumed": ["resize"], "resize": {"file": "x"}}}, "damaged .*assumed names 'resize'"),
+        ({"source": {"exported_from": 5}}, "damaged .*an object"),
         ({"preprocess": {}}, "damaged .*missing"),
         ({"preprocess": {"resize": "big"}}, "damaged"),
         ({"postprocess": {"flip": True}}, "damaged .*unknown flip"),
@@ -241,6 +247,31 @@ def test_a_number_of_classes_that_the_tensors_contradict(exported):
     record = exported[2]
     record["config"]["num_classes"], record["labels"] = 10, [str(i) for i in range(10)]
     assert "says num_classes 10, and" in refused(exported, record)
+
+
+def test_json_that_parsers_read_differently(exported):
+    text = json.dumps(exported[2])
+    assert "the key 'tag' twice" in refused(exported, text.replace('"tag": ""', '"tag": "a", "tag": ""'))
+    assert "NaN" in refused(exported, text.replace('"layer_norm_eps": 1e-12', '"layer_norm_eps": NaN'))
+    labels = exported[2]["labels"]
+    assert "surrogates" in refused(exported, exported[2] | {"labels": ["\ud800", *labels[1:]]})
+
+
+def test_own_facts_of_the_source_cannot_be_replaced(exported):
+    """Whatever a file says of where it came from is below exported_from."""
+    path, state, record = exported
+    record["source"] |= {
+        "layout": "mine",
+        "sha256": "0",
+        "file": "b",
+        "key": "c",
+        "exported_from": {"layout": "d", "file": "e"},
+    }
+    save_file(state, path, {KEY: json.dumps(record)})
+    source = convert_file(path).source
+    assert (source["layout"], source["file"]) == ("vit.transformers", path.name) and "key" not in source
+    assert source["sha256"] == convert_file(path, source={}).source["sha256"] != "0"
+    assert source["exported_from"] == {"layout": "d", "file": "e"}
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", "null", "{", "5", '{"format_version": 1}', "[" * 100_000])

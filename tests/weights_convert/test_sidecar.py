@@ -9,6 +9,7 @@ from safetensors.numpy import save_file
 import refvit
 from refvit.errors import WeightsError
 from weights_convert import convert_file
+from weights_convert.export import export
 from weights_convert.sidecar import read_sidecar
 
 
@@ -98,6 +99,117 @@ def test_timms_configuration(tmp_path, xxs):
         read_sidecar(folder(tmp_path, config))
 
 
+TIMM = {  # as timm 1.0.31 saves it, with what it states of every model
+    "architecture": "vit_tiny_patch16_224",
+    "num_classes": 1000,
+    "num_features": 192,
+    "global_pool": "token",
+    "model_args": {"num_classes": 1000, "img_size": [224, 224], "in_chans": 3, "global_pool": "token"},
+    "pretrained_cfg": {
+        "tag": "augreg_in21k_ft_in1k", "custom_load": False, "input_size": [3, 224, 224], "fixed_input_size": True,
+        "interpolation": "bicubic", "crop_pct": 0.9, "crop_mode": "center", "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5],
+        "num_classes": 1000, "pool_size": None, "first_conv": "patch_embed.proj", "classifier": "head", "license": "apache-2.0",
+    },
+}  # fmt: skip
+
+
+def timm(architecture="vit_tiny_patch16_224", *, pool="token", **args):
+    return TIMM | {"architecture": architecture, "global_pool": pool, "model_args": {"in_chans": 3, "global_pool": pool} | args}
+
+
+def test_timms_architecture_names_the_model(tmp_path, golden):
+    """These tensors fit two models."""
+    state = golden("vit_tiny_patch16_224.timm").state()
+    assert convert_file(folder(tmp_path, TIMM, None, state)).model == "vit_tiny_patch16_224"
+    weights = convert_file(folder(tmp_path, timm("deit_tiny_patch16_224.fb_in1k")))
+    assert weights.model == "deit_tiny_patch16_224" and weights.config["gelu"] == "none"
+
+
+def test_timms_arguments_that_refvit_has(tmp_path, golden):
+    state = golden("vit_tiny_patch16_224.timm").state()
+    args = {"act_layer": "gelu_tanh", "norm_layer": "LayerNorm", "drop_path_rate": 0.1, "init_values": None, "mlp_ratio": 4.0}
+    weights = convert_file(folder(tmp_path, timm(**args), None, state))
+    assert weights.config["gelu"] == "tanh" and weights.config["layer_norm_eps"] == 1e-6
+    assert "gelu" not in weights.source["assumed"]
+    assert convert_file(tmp_path, config={"gelu": "none"}).config["gelu"] == "none"  # the caller goes first
+
+
+@pytest.mark.parametrize(
+    ("config", "models"),
+    [
+        (timm(img_size=384), ("vit_tiny_patch16_384",)),
+        (timm("vit_base_patch16_224", img_size=[384, 384], patch_size=32), ("vit_base_patch32_384",)),
+        (timm("vit_small_patch16_224", embed_dim=192, num_heads=3), ("vit_tiny_patch16_224",)),
+        (timm("vit_large_patch16_224_in21k"), ("vit_large_patch16_224",)),
+        (timm("deit_base_distilled_patch16_224", img_size=384), ("deit_base_distilled_patch16_384",)),
+        (timm("mobilevit_xxs", pool="avg", img_size=320, act_layer="SiLU"), ("mobilevit_xxs",)),
+        (timm("hrnet_w48_ssld", pool="avg", head="classification"), ("hrnet_w48",)),
+        ({"model_type": "deit"}, tuple(name for name in refvit.models.ARCHITECTURES if name.startswith("deit_"))),
+        ({"model_type": "bert"}, ()),
+        ({}, ()),
+    ],
+)
+def test_the_models_that_it_can_be_of(tmp_path, config, models):
+    assert read_sidecar(folder(tmp_path, config)).suggested == models
+
+
+def test_an_argument_for_the_size_goes_before_an_old_input_size(tmp_path):
+    found = read_sidecar(folder(tmp_path, timm(img_size=384)))
+    assert (found.preprocess["resize"], found.preprocess["crop"]) == (426, 384)
+    found = read_sidecar(folder(tmp_path, timm("mobilevit_s", pool="avg") | {"pretrained_cfg": {"input_size": [3, 256, 256]}}))
+    assert (found.preprocess["resize"], found.preprocess["crop"]) == (256, 256)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (timm(act_layer="quick_gelu"), "argument act_layer is 'quick_gelu', and refvit's models have 'gelu' or 'gelu_tanh'"),
+        (timm(norm_layer="rmsnorm"), "argument norm_layer is 'rmsnorm', and"),
+        (timm(norm_eps=1e-5), "argument norm_eps is 1e-05, and refvit does not know it"),
+        (timm(pool="avg"), "argument global_pool is 'avg', and refvit's models have 'token'"),
+        (timm() | {"model_args": {}, "global_pool": "map"}, "argument global_pool is 'map'"),
+        (timm(in_chans=1), "argument in_chans is 1, and refvit's models have 3"),
+        (timm(qkv_bias=False), "argument qkv_bias is False"),
+        (timm(reg_tokens=4), "argument reg_tokens is 4"),
+        (timm(pre_norm=[1]), r"argument pre_norm is \[1\]"),
+        (timm(img_size=512), "refvit has no vit_tiny_patch16_224 with timm's arguments img_size 512"),
+        (timm(img_size=[224, 384]), r"arguments img_size \[224, 384\]"),
+        (timm(depth=6), "arguments depth 6"),
+        (timm("mobilevit_xs", pool="avg", act_layer="relu"), "argument act_layer is 'relu', and refvit's models have 'silu'"),
+        (timm("mobilevit_xs", pool="avg", output_stride=16), "argument output_stride is 16"),
+        (timm("mobilevit_xs", pool="avg", depth=6), "argument depth is 6, and refvit does not know it"),
+        (timm("hrnet_w18", pool="avg", head="incre"), "argument head is 'incre'"),
+    ],
+)
+def test_timms_arguments_that_refvit_has_not(tmp_path, config, message):
+    with pytest.raises(WeightsError, match=rf"config\.json: .*{message}"):
+        read_sidecar(folder(tmp_path, config))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (timm() | {"num_classes": 10}, "config.json says num_classes 10, and vit_tiny_patch16_224 has 1000"),
+        (timm(num_classes=7), "says num_classes 7, and"),
+        (
+            timm("mobilevit_xxs", pool="avg"),
+            "config.json says that this is mobilevit_xxs, and the tensors are those of vit_tiny",
+        ),
+        (timm("vit_base_patch16_224"), "config.json says that this is vit_base_patch16_224, and"),
+        (timm(img_size=384), "config.json says that this is vit_tiny_patch16_384, and"),
+    ],
+)
+def test_what_timm_states_has_to_agree_with_the_tensors(tmp_path, golden, config, message):
+    state = golden("vit_tiny_patch16_224.timm").state()
+    with pytest.raises(WeightsError, match=message):
+        convert_file(folder(tmp_path, config, None, state))
+
+
+def test_timms_names_of_classes(tmp_path):
+    for names in (["a", "b", "c"], {"2": "c", "0": "a", "1": "b"}):
+        assert read_sidecar(folder(tmp_path, timm(num_classes=3) | {"label_names": names})).labels == ("a", "b", "c")
+
+
 def test_segmentation_answers_for_whole_images_whatever_the_processor_crops(tmp_path, golden):
     state = golden("mobilevit_xxs_deeplabv3.cvnets").state()
     processor = {"size": {"shortest_edge": 544}, "crop_size": {"height": 512, "width": 512}, "do_flip_channel_order": True}
@@ -119,9 +231,27 @@ def test_segmentation_answers_for_whole_images_whatever_the_processor_crops(tmp_
         ({"model_type": "vit", "qkv_bias": False}, None, "qkv_bias False"),
         ({"model_type": "mobilevit", "hidden_act": "relu"}, None, "MobileViT has silu"),
         ({"model_type": "vit", "hidden_act": []}, None, "a value of another kind"),
-        ({"architecture": "x", "pretrained_cfg": None}, None, "a value of another kind"),
-        ({"architecture": "x", "input_size": 224}, None, "a value of another kind"),
-        ({"architecture": "x", "label_names": 5}, None, "a value of another kind"),
+        ({"architecture": "mobilevit_s", "pretrained_cfg": None}, None, "a value of another kind"),
+        ({"architecture": "mobilevit_s", "input_size": 224}, None, "a value of another kind"),
+        ({"architecture": "mobilevit_s", "model_args": [1]}, None, "a value of another kind"),
+        ({"architecture": "mobilevit_s", "label_names": 5}, None, "label_names must name the classes 0 to n - 1"),
+        ({"architecture": "mobilevit_s", "label_names": {"0": "a", "7": "b"}}, None, "label_names must name the classes 0"),
+        ({"pretrained_cfg": {}}, None, "architecture missing"),
+        ({"architecture": "resnet50"}, None, "architecture 'resnet50' is no model that refvit has$"),
+        (
+            {"architecture": "vit_base_patch16_clip_224"},
+            None,
+            "no model that refvit has; the nearest that it has are vit_base_patch16_224",
+        ),
+        ({"architecture": 5}, None, "architecture 5 is no model"),
+        ({"model_type": "vit", "problem_type": "regression"}, None, "problem_type 'regression'; refvit answers with the prob"),
+        ({"model_type": "mobilevit", "problem_type": "multi_label_classification"}, None, "problem_type 'multi_label_class"),
+        ('{"model_type": "vit", "model_type": "deit"}', None, "config.json: not readable as JSON .*key 'model_type' twice"),
+        ('{"layer_norm_eps": NaN}', None, "not readable as JSON .*NaN"),
+        ('{"layer_norm_eps": 1e999}', None, "not readable as JSON"),
+        ('{"id2label": {"0": "\\ud800"}}', None, "not readable as JSON .*surrogates"),
+        ('{"architecture": "mobilevit_s", "label_names": ["\\ud800"]}', None, "not readable as JSON .*surrogates"),
+        ({}, '{"size": 3, "size": 4}', "preprocessor_config.json: not readable as JSON"),
         ({"architectures": 5}, None, "a value of another kind"),
         ({}, {"resample": []}, "a value of another kind"),
         ({}, {"image_mean": 5, "image_std": 5}, "a value of another kind"),
@@ -135,6 +265,23 @@ def test_segmentation_answers_for_whole_images_whatever_the_processor_crops(tmp_
 def test_what_cannot_be_honoured_is_said(tmp_path, config, processor, message):
     with pytest.raises(WeightsError, match=message):
         read_sidecar(folder(tmp_path, config, processor))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"patch_size": 4}, r"says patch \(4, 4\), and mobilevit_xxs has"), ({"output_stride": 16}, "says output_stride 16, and")],
+)
+def test_a_mobilevit_that_computes_otherwise(tmp_path, xxs, changes, message):
+    state = export(refvit.load("mobilevit_xxs", xxs)._weights, "transformers")
+    config = {
+        "model_type": "mobilevit",
+        "architectures": ["MobileViTForImageClassification"],
+        "output_stride": 32,
+        "patch_size": 2,
+    }
+    assert convert_file(folder(tmp_path, config, None, state)).model == "mobilevit_xxs"
+    with pytest.raises(WeightsError, match=message):
+        convert_file(folder(tmp_path, config | changes))
 
 
 def test_names_that_nobody_gave_are_none(tmp_path):

@@ -14,7 +14,7 @@ from refvit.graph.ir import Array
 from refvit.weights.readers.limits import opened
 from refvit.weights.readers.npz import read_npz
 from refvit.weights.readers.safetensors import read_safetensors
-from refvit.weights.readers.shards import read_shards
+from refvit.weights.readers.shards import read_index, read_shards
 from refvit.weights.readers.torch_legacy import read_torch_legacy
 from refvit.weights.readers.torch_state import state_of
 from refvit.weights.readers.torch_zip import read_torch_zip
@@ -48,9 +48,15 @@ class Checkpoint:
 
     @functools.cached_property
     def sha256(self) -> str:
-        """Of the file; computed when it is asked for, since refvit's own files have a digest of their tensors."""
-        with opened(self.file) as (f, _):
-            return hashlib.file_digest(f, "sha256").hexdigest()
+        """Of the file; of shards what `sha256sum INDEX SHARDS... | LC_ALL=C sort | sha256sum` says.
+
+        Computed when it is asked for, since refvit's own files have a digest of their tensors.
+        """
+        if self.format != "shards":
+            return _sha256(self.file)
+        names = [self.file.name, *read_index(self.file).shards]
+        listed = sorted(f"{_sha256(self.file.with_name(name))}  {name}\n" for name in names)
+        return hashlib.sha256("".join(listed).encode()).hexdigest()
 
 
 def read_checkpoint(path: str | os.PathLike[str], *, key: str | None = None, check_crc: bool = True) -> Checkpoint:
@@ -98,6 +104,11 @@ def read_checkpoint(path: str | os.PathLike[str], *, key: str | None = None, che
     if head[8:9] == b"{":
         read_safetensors(path)  # raises: the header is longer than the file
     raise WeightsError(f"{path}: none of safetensors, .npz and PyTorch; it begins with {head[:8]!r}")
+
+
+def _sha256(path: Path) -> str:
+    with opened(path) as (f, _):
+        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def _no_key(path: Path, key: str | None) -> None:

@@ -21,7 +21,8 @@ import numpy as np
 from refvit.errors import WeightsError
 from refvit.graph.ir import Array
 
-MAX_BYTES = 2**34  # of a file, and of all its tensors as stored: the largest model of the registry takes 2.5 GB
+# The first two are of a file, and of all files of a sharded checkpoint together.
+MAX_BYTES = 2**34  # of files, and of all tensors as stored: the largest model of the registry takes 2.5 GB
 MAX_ENTRIES = 2**16  # tensors or archive members: a network has hundreds to thousands
 MAX_RANK = 8
 MAX_RATIO = 100  # of an archive to its file: weights hardly compress, tables of zeros do

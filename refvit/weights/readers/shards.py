@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 from refvit.errors import WeightsError
 from refvit.graph.ir import Array
-from refvit.weights.readers.limits import MAX_BYTES, opened, reading, shown
+from refvit.weights.readers.limits import MAX_BYTES, MAX_ENTRIES, opened, reading, shown
 from refvit.weights.readers.safetensors import MAX_HEADER, parse_json, read_file
-from refvit.weights.readers.torch_state import shard_of
+from refvit.weights.readers.torch_state import FREE_BYTES, shard_of
 from refvit.weights.readers.torch_zip import read_torch_zip
 
 SAFETENSORS, TORCH = ".safetensors", ".bin"
@@ -44,12 +44,19 @@ def read_shards(index_path: str | os.PathLike[str], *, check_crc: bool = True) -
     tensors: dict[str, Array] = {}
     common: set[tuple[str, str]] | None = None
     stored = {0}  # bytes, as they may be counted
+    free = FREE_BYTES
     shards, total_size = read_index(index_path)
     with reading(index_path, KIND):
-        for shard, expected in shards.items():
+        for shard in shards:
             if not (folder / shard).is_file():
                 raise WeightsError(f"{shown(shard)}, which it names, is not there; put all shards into the folder of the index")
-            found, metadata, data_bytes = _read_shard(folder / shard, check_crc)
+        if (size := sum((folder / shard).stat().st_size for shard in shards)) > MAX_BYTES:
+            raise WeightsError(
+                f"its shards have {size} bytes in all, at most {MAX_BYTES} are read; leave out what is no weight"
+            )
+        for shard, expected in shards.items():
+            found, metadata, data_bytes = _read_shard(folder / shard, check_crc, free)
+            free = max(free - sum(a.nbytes for a in found.values()), 0)
             if missing := expected - found.keys():
                 raise WeightsError(f"{shown(shard)} lacks {_some(missing)}, which weight_map places there; get both again")
             if surplus := found.keys() - expected:
@@ -69,10 +76,10 @@ def read_shards(index_path: str | os.PathLike[str], *, check_crc: bool = True) -
     return tensors, dict(sorted(common or ()))
 
 
-def _read_shard(path: Path, check_crc: bool) -> tuple[dict[str, Array], dict[str, str], set[int]]:
+def _read_shard(path: Path, check_crc: bool, free: int) -> tuple[dict[str, Array], dict[str, str], set[int]]:
     """(tensors, metadata, their bytes as stored, in each way of counting them)."""
     if path.suffix == TORCH:
-        tensors, counts = shard_of(read_torch_zip(path, check_crc=check_crc))
+        tensors, counts = shard_of(read_torch_zip(path, check_crc=check_crc), free)
         return tensors, {}, counts
     tensors, metadata, data_bytes = read_file(path)
     return tensors, metadata, {data_bytes}
@@ -100,6 +107,8 @@ def read_index(path: str | os.PathLike[str]) -> Index:
                     "do not use it"
                 )
             shards.setdefault(shard, set()).add(name)
+        if (count := len(index["weight_map"])) > MAX_ENTRIES:
+            raise WeightsError(f"it places {count} tensors, at most {MAX_ENTRIES} are read; split it")
         if len(shards) > MAX_SHARDS:
             raise WeightsError(f"it names {len(shards)} shards, at most {MAX_SHARDS} are read; merge them")
         return Index(shards, metadata.get("total_size"))

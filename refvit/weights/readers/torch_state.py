@@ -86,7 +86,7 @@ WRAPPERS = {  # keys under which trainers save a model beside the optimizer and 
 MAX_WRAPPERS = 4
 MAX_NUMBER = 1 << 62  # of anything that is counted
 GROWTH = 4  # bytes of a state dict's arrays to those that the file stores: bfloat16 doubles, views may repeat
-FREE_BYTES = 1 << 24  # below this no growth is asked for
+FREE_BYTES = 1 << 24  # of a checkpoint's arrays, below which no growth is asked for
 SHOWN_STATES = 8
 
 
@@ -166,7 +166,7 @@ def _tensor(view: Any, offset: Any, size: Any, stride: Any, dtype: str = "", pro
         numel //= itemsize
     dtype = dtype or view.storage.dtype
     if dtype not in DTYPES:
-        problem = f"is {dtype}"
+        problem = f"is {shown(dtype)}"
     reach = 0  # of an empty tensor: its offset may be anything
     if all(size):
         reach = offset + 1 + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
@@ -235,37 +235,39 @@ def state_of(saved: Saved, *, key: str | None = None) -> tuple[dict[str, Array],
         return arrays, [*path, *([prefix] if prefix else [])]
 
 
-def shard_of(saved: Saved) -> tuple[dict[str, Array], set[int]]:
+def shard_of(saved: Saved, free: int = FREE_BYTES) -> tuple[dict[str, Array], set[int]]:
     """(arrays by name, bytes as stored) of a file that is one state dict and nothing else, as the shards of a checkpoint are.
 
     Names stay as they are. The bytes are counted in two ways: those of the storages, and those of the tensors' elements, which
     differ where tensors are parts of a storage or share one. Otherwise as `state_of`.
+
+    free: bytes of arrays for which no growth is asked; those of all shards together are bounded by what the caller leaves here
     """
     with reading(saved.path, "PyTorch checkpoint"):
         if type(saved.tree) is not dict:
             raise WeightsError("a shard is a dict of names and tensors; save the state_dict() again")
         if strange := [name for name, value in saved.tree.items() if type(name) is not str or not _is_tensor(value)]:
             raise WeightsError(f"{shown(strange[0])} in it is no tensor, as all in a shard are; get the file again")
-        arrays = _arrays(saved.tree)
+        arrays = _arrays(saved.tree, free)
         tensors = list(saved.tree.values())
         elements = sum(math.prod(t.size) * np.dtype(DTYPES[t.dtype]).itemsize for t in tensors)
         return arrays, {elements, sum(s.numel * s.itemsize for s in {t.storage for t in tensors})}
 
 
-def _arrays(found: dict[Any, Any]) -> dict[str, Array]:
+def _arrays(found: dict[Any, Any], free: int = FREE_BYTES) -> dict[str, Array]:
     """The arrays of a state dict; what is not a tensor is left out."""
     same = {}  # name -> what makes it the same array as another
     for name, value in found.items():
         if type(name) is str and _is_tensor(value):
             check_name(name)
             if type(value) is Opaque or value.problem:
-                problem = f"is made by {value}" if type(value) is Opaque else value.problem
+                problem = f"is made by {shown(str(value))}" if type(value) is Opaque else value.problem
                 raise WeightsError(f"tensor {shown(name)} {problem}; make it a plain one, such as float32, and save again")
             array_bytes(value.size, 8, name)
             same[name] = (value.storage, value.begin, value.dtype, value.size, value.stride)
     total = sum(math.prod(size) * np.dtype(DTYPES[dtype]).itemsize for _, _, dtype, size, _ in set(same.values()))
     stored = sum(s.numel * s.itemsize for s in {s for s, *_ in same.values()})
-    if total > max(GROWTH * stored, FREE_BYTES):
+    if total > max(GROWTH * stored, free):
         raise WeightsError(
             f"its tensors would take {total} bytes, but only {stored} are stored: they repeat; clone() them first"
         )

@@ -6,7 +6,6 @@ import datetime
 import decimal
 import enum
 import functools
-import importlib.util
 import io
 import math
 import os
@@ -17,19 +16,14 @@ import struct
 import sys
 import types
 import uuid
-from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import handmade as h
 
 from refvit.errors import WeightsError
 from refvit.weights.readers import pickle_subset
 from refvit.weights.readers.pickle_subset import ACTIONS, MAX_DEPTH, Opaque, load
-
-_spec = importlib.util.spec_from_file_location("handmade", Path(__file__).parent / "handmade.py")
-h = importlib.util.module_from_spec(_spec)
-sys.modules["handmade"] = h  # its dataclass looks there
-_spec.loader.exec_module(h)
 
 PROTOCOLS = (2, 3, 4, 5)
 

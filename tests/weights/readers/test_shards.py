@@ -1,23 +1,18 @@
 """Sharded checkpoints: index and shards have to agree in everything, and no name leaves the folder."""
 
-import importlib.util
 import json
 import os
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import handmade
 from safetensors.numpy import save, save_file
 
 from refvit.errors import WeightsError
 from refvit.weights.readers import shards as reader
 from refvit.weights.readers.checkpoint import read_checkpoint
 from refvit.weights.readers.shards import read_shards
-
-_spec = importlib.util.spec_from_file_location("handmade", Path(__file__).parent / "handmade.py")
-handmade = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(handmade)
 
 RNG = np.random.default_rng(4)
 ONE, TWO = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
@@ -262,9 +257,14 @@ def test_too_much(folder, monkeypatch):
     monkeypatch.setattr(reader, "MAX_SHARDS", 1)
     refused(path, "2 shards, at most 1")
     monkeypatch.undo()
-    monkeypatch.setattr(reader, "MAX_BYTES", TOTAL - 1)
-    refused(path, f"over {TOTAL - 1} bytes in all")
-    monkeypatch.setattr(reader, "MAX_BYTES", TOTAL)
+    size = sum((folder / shard).stat().st_size for shard in TENSORS)
+    monkeypatch.setattr(reader, "MAX_BYTES", size - 1)
+    refused(path, f"have {size} bytes in all, at most {size - 1}")
+    monkeypatch.setattr(reader, "MAX_BYTES", size)
+    right(path)
+    monkeypatch.setattr(reader, "MAX_ENTRIES", 3)
+    refused(path, "places 4 tensors, at most 3")
+    monkeypatch.setattr(reader, "MAX_ENTRIES", 4)
     right(path)
     monkeypatch.setattr(reader, "MAX_HEADER", path.stat().st_size - 1)
     refused(path, "bytes, at most")

@@ -1,22 +1,18 @@
 """Files of every format cut up and put together in other ways: refused in a sentence, or read, and never anything else."""
 
 import collections
-import importlib.util
 import io
 import json
 import random
-from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import handmade
 from safetensors.numpy import save
 
 from refvit.errors import WeightsError
 from refvit.weights.readers.checkpoint import read_checkpoint
 
-_spec = importlib.util.spec_from_file_location("handmade", Path(__file__).parent / "handmade.py")
-handmade = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(handmade)
 RNG = np.random.default_rng(6)
 STATE = {"a.weight": RNG.standard_normal((3, 4)).astype(np.float32), "a.bias": RNG.standard_normal(4).astype(np.float32)}
 

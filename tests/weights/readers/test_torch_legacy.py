@@ -1,17 +1,16 @@
 """PyTorch's format before 1.6: torch's own files, files made by hand, and damaged ones."""
 
 import collections
-import importlib.util
 import io
 import os
 import random
 import struct
-import sys
 import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import handmade as h
 
 from refvit.errors import WeightsError
 from refvit.weights.readers import torch_legacy as module
@@ -20,10 +19,6 @@ from refvit.weights.readers.torch_state import state_of
 
 HERE = Path(__file__).parent
 DATA = HERE / "data"
-_spec = importlib.util.spec_from_file_location("handmade", HERE / "handmade.py")
-h = importlib.util.module_from_spec(_spec)
-sys.modules["handmade"] = h  # its dataclass looks there
-_spec.loader.exec_module(h)
 
 X = np.random.default_rng(3).standard_normal(12).astype(np.float32)
 

@@ -3,17 +3,16 @@
 import collections
 import dataclasses
 import hashlib
-import importlib.util
 import os
 import random
 import struct
-import sys
 import zipfile
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import handmade as h
 
 from refvit.errors import WeightsError
 from refvit.weights.readers import torch_zip as module
@@ -23,10 +22,6 @@ from refvit.weights.readers.torch_zip import read_torch_zip
 
 HERE = Path(__file__).parent
 DATA = HERE / "data"
-_spec = importlib.util.spec_from_file_location("handmade", HERE / "handmade.py")
-h = importlib.util.module_from_spec(_spec)
-sys.modules["handmade"] = h  # its dataclass looks there
-_spec.loader.exec_module(h)
 
 RAMP = np.arange(24, dtype=np.float32) / 8 - 1
 X = np.random.default_rng(3).standard_normal(12).astype(np.float32)
@@ -129,7 +124,7 @@ def test_without_checksums():
 
 def test_dtypes_without_a_storage_class_and_quantised_tensors():
     saved = read_torch_zip(DATA / "other.pth")
-    with pytest.raises(WeightsError, match=r"tensor 'q' is made by torch._utils._rebuild_qtensor; make it a plain one"):
+    with pytest.raises(WeightsError, match=r"tensor 'q' is made by 'torch._utils._rebuild_qtensor'; make it a plain one"):
         state_of(saved)
     del saved.tree["q"]
     same(state_of(saved)[0], {"u": np.ones(3, np.uint16)})
@@ -356,15 +351,15 @@ def test_recursive_trees(read):
 @pytest.mark.parametrize(
     ("value", "match"),
     [
-        (h.vector("0", 6, "ComplexFloatStorage"), "is complex64"),
-        (h.vector("0", 3, "ComplexDoubleStorage"), "is complex128"),
-        (h.vector("0", 48, "QInt8Storage"), "is qint8"),
+        (h.vector("0", 6, "ComplexFloatStorage"), "is 'complex64'"),
+        (h.vector("0", 3, "ComplexDoubleStorage"), "is 'complex128'"),
+        (h.vector("0", 48, "QInt8Storage"), "is 'qint8'"),
         (
             h.call(h.name("torch._utils", "_rebuild_sparse_tensor"), b"N", b"N"),
-            "is made by torch._utils._rebuild_sparse_tensor",
+            "is made by 'torch._utils._rebuild_sparse_tensor'",
         ),
-        (h.call(h.name("torch._tensor", "_rebuild_from_type_v2"), b"N"), "is made by torch._tensor._rebuild_from_type_v2"),
-        (h.call(h.name("numpy.core.multiarray", "_reconstruct"), b"N"), "is made by numpy.core.multiarray._reconstruct"),
+        (h.call(h.name("torch._tensor", "_rebuild_from_type_v2"), b"N"), "is made by 'torch._tensor._rebuild_from_type_v2'"),
+        (h.call(h.name("numpy.core.multiarray", "_reconstruct"), b"N"), "is made by 'numpy.core.multiarray._reconstruct'"),
         (h.tensor(h.storage("0", 12), [12], [1], flags=h.mapping({"neg": b"\x88"})), "has flags, such as conj or neg"),
         (
             h.call(
@@ -372,7 +367,7 @@ def test_recursive_trees(read):
                 h.storage("0", 48, "UntypedStorage"),
                 *(b"K\0", h.numbers([48]), h.numbers([1]), b"\x89", h.ORDERED, h.name("torch", "float8_e4m3fn")),
             ),
-            "is float8_e4m3fn",
+            "is 'float8_e4m3fn'",
         ),
     ],
 )
@@ -386,6 +381,16 @@ def test_tensors_that_numpy_lacks_are_named(read, value, match):
     wrapped = h.pickle(h.mapping({"state_dict": h.mapping({"v": h.vector("1", 12)}), "optimizer": h.mapping({"o": value})}))
     storages = {"1": X.tobytes()} | ({"0": X.tobytes()} if b"storage" in value else {})
     same(read(h.torch_zip(wrapped, storages)), {"v": X})
+
+
+def test_names_of_functions_and_dtypes_do_not_steer_a_terminal(read):
+    made = h.call(h.name("torch._utils", "_rebuild\x1b[2J"), b"N")
+    rest = (b"K\0", h.numbers([48]), h.numbers([1]), b"\x89", h.ORDERED, h.name("torch", "float8\x1b[2J"))
+    typed = h.call(h.name("torch._utils", "_rebuild_tensor_v3"), h.storage("0", 48, "UntypedStorage"), *rest)
+    for value, storages in ((made, {}), (typed, {"0": X.tobytes()})):
+        with pytest.raises(WeightsError, match="make it a plain one") as caught:
+            read(h.torch_zip(h.pickle(h.mapping({"w": value})), storages))
+        assert str(caught.value).isprintable()
 
 
 def test_booleans_are_0_or_1(read):
