@@ -110,7 +110,7 @@ class Stop(BaseException):
 def test_a_call_that_is_interrupted_spoils_no_later_one():
     """As by Ctrl-C: the helpers may still be at work when the caller has gone."""
     name = "hrnet"
-    run, x = numba.compile_graph(build(name), 4), image(name)
+    run, x, other = numba.compile_graph(build(name), 4), image(name), image(name, 6)
     want = run(x)
 
     def stop(*_):
@@ -122,7 +122,7 @@ def test_a_call_that_is_interrupted_spoils_no_later_one():
         for _ in range(200):
             try:
                 signal.setitimer(signal.ITIMER_REAL, rng.uniform(5e-5, 3e-3))
-                run(x)
+                run(other)
                 signal.setitimer(signal.ITIMER_REAL, 0)
             except Stop:
                 stopped += 1
@@ -137,7 +137,7 @@ def test_a_call_that_is_interrupted_spoils_no_later_one():
 def test_helpers_that_were_left_alone_are_waited_for():
     """The caller goes before it has done anything: the helpers run the program, in memory that must stay."""
     name = "mobilevit"
-    run, x = numba.compile_graph(build(name), 4), image(name)
+    run, x, other = numba.compile_graph(build(name), 4), image(name), image(name, 6)
     want = run(x)
     group = teams.team()
     own = group._run
@@ -150,7 +150,7 @@ def test_helpers_that_were_left_alone_are_waited_for():
             group._run = gone
             try:
                 with pytest.raises(Stop):
-                    run(x.copy())
+                    run(other)
                 assert group._kept
             finally:
                 group._run = own
@@ -196,6 +196,26 @@ def test_a_used_model_goes_on_in_a_forked_child(name):
     for _ in range(3):
         assert in_child(lambda: same(run(x), want) and same(run(x), want))
     assert same(run(x), want)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_code_outlives_the_team_of_a_forked_child():
+    """Here no helper keeps it: a process with one thread only."""
+    script = """
+import os
+import numpy as np
+import refvit
+model = refvit.load(threads=1)
+x = np.random.default_rng(0).standard_normal((1, 3, 64, 64)).astype(np.float32)
+want = model(x)
+pid = os.fork()
+if pid == 0:
+    os._exit(0 if (model(x) == want).all() else 1)
+print(os.waitpid(pid, 0)[1])
+"""
+    cache = objects.folder().parents[1]
+    out, err = start(script, cache).communicate(timeout=120)
+    assert out == "0\n", err
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
