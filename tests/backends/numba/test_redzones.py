@@ -40,7 +40,7 @@ PUBLISHED = [
     ("deit_tiny_distilled_patch16_224", (224, 224)), ("mobilevit_xxs", (256, 256)), ("mobilevit_s", (256, 256)),
     ("mobilevit_s_deeplabv3", (512, 512)), ("mobilevit_xxs_ssdlite", (320, 320)), ("hrnet_w18_small", (224, 224)),
     ("hrnet_w18", (224, 224)), ("hrnet_w32", (224, 224)), ("hrnet_w32_pose", (256, 192)), ("hrnet_w48_ocr", (128, 96)),
-    ("hrvit_b1", (224, 224)), ("hrvit_b1_segformer", (512, 512)), ("hrvit_b2_upernet", (128, 160)),
+    ("hrvit_b1", (224, 224)), ("hrvit_b1_segformer", (192, 256)), ("hrvit_b2_upernet", (64, 96)),
 ]  # fmt: skip
 
 
