@@ -15,10 +15,10 @@ from refvit.graph.trace import trace
 from refvit.models import architecture
 
 
-def compiled(name):
+def compiled(name, threads=1):
     """(plan, inputs by name, outputs by name as the team computes them)"""
     graph = small_graph(name, lambda shapes: {n: a.astype(np.float32) for n, a in draw(shapes).items()})
-    run = numba.compile_graph(graph, 1)
+    run = numba.compile_graph(graph, threads)
     (entry,) = graph.inputs
     x = np.random.default_rng(5).standard_normal(SMALL[name][2]).astype(np.float32)
     return run.plan, {entry: x}, run(x)
@@ -28,9 +28,10 @@ def same(got, want):
     return list(got) == list(want) and all((got[n].view(np.int32) == want[n].view(np.int32)).all() for n in want)
 
 
+@pytest.mark.parametrize("threads", [1, 8])
 @pytest.mark.parametrize("name", SMALL)
-def test_every_instruction_keeps_to_what_it_declares(name):
-    plan, arrays, want = compiled(name)
+def test_every_instruction_keeps_to_what_it_declares(name, threads):
+    plan, arrays, want = compiled(name, threads)
     assert all(np.isfinite(a).all() for a in want.values())
     assert same(Redzones(plan).run(arrays, apart=True), want)
 
