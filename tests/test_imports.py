@@ -23,7 +23,7 @@ ALLOWED = {
     "graph": {"errors", "graph"},
     "graph.passes": {"errors", "graph.ir", "graph.trace"},
     "graph.profile": {"errors", "files", "graph.ir"},
-    "backends": {"errors", "graph", "ops"},
+    "backends": {"errors", "files", "graph", "ops"},
     "weights": {"errors", "files", "graph.ir", "weights"},
     "vision": {"errors", "files", "graph.ir", "ops", "vision"},
     "model": {"errors", "backends", "graph", "models", "vision", "weights", ""},

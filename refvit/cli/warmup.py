@@ -25,7 +25,7 @@ def add(verbs: Any) -> None:
 def _warmup(args: argparse.Namespace) -> int:
     if (why := backends.reason("numba")) is not None:
         raise BackendError(why)
-    from refvit.backends.numba.objects import Objects, everything, folder
+    from refvit.backends.numba.objects import Objects, everything, folder, kept
 
     start = time.perf_counter()
     names = everything()
@@ -35,7 +35,7 @@ def _warmup(args: argparse.Namespace) -> int:
     place = folder()
     seconds = round(time.perf_counter() - start, 1)
     facts = {"kernels": len(names), "compiled": len(absent), "seconds": seconds, "folder": str(place)}
-    if place is None:
+    if not kept():
         raise BackendError("the kernels cannot be kept: no folder can be written; set REFVIT_CACHE to one that can")
     if args.json:
         print(json.dumps(facts))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from refvit.backends.numba import sources  # before everything else: it says what is imported
 from refvit.backends.numba.threads import check_threads
 from refvit.graph.ir import Array, Graph
 
-__all__ = ["check_threads", "compile_graph"]
+__all__ = ["check_threads", "compile_graph", "sources"]
 
 
 def compile_graph(graph: Graph, threads: int | None = None) -> Callable[[Array], dict[str, Array]]:

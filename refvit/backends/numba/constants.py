@@ -7,26 +7,36 @@ computed. An entry lives as long as some plan uses it, so that sizes seen once d
 from __future__ import annotations
 
 import hashlib
+import os
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import numpy as np
 
-from refvit.graph.ir import OPS, Array, Graph, Node
+from refvit.graph.ir import OPS, Array, Graph, HasShape, Node
 from refvit.graph.passes import constants
 
 T = TypeVar("T")
-_shared: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
-_lock = threading.RLock()
+
+
+class Entry:
+    """Something shared, with all parameters of a graph that it was made for: the key names them by identity."""
+
+    def __init__(self, value: Any, params: Mapping[str, HasShape]) -> None:
+        self.value, self.params = value, params
 
 
 class Constant:
-    """A float32 array, with the parameters it was computed from kept alive: the key names them by identity."""
+    """A float32 array."""
 
-    def __init__(self, key: str, array: Array, sources: tuple[Array, ...]) -> None:
-        self.key, self.array, self.sources = key, array, sources
+    def __init__(self, key: str, array: Array) -> None:
+        self.key, self.array = key, array
+
+
+_shared: weakref.WeakValueDictionary[str, Entry] = weakref.WeakValueDictionary()
+_lock = threading.RLock()
 
 
 class Constants:
@@ -35,7 +45,7 @@ class Constants:
     def __init__(self, graph: Graph) -> None:
         self._graph, self._nodes = graph, constants(graph)
         self._keys: dict[str, str] = {}
-        self.kept: list[Any] = []
+        self.kept: list[Entry] = []
 
     def __contains__(self, name: str) -> bool:
         return name in self._nodes or name in self._graph.params
@@ -45,7 +55,7 @@ class Constants:
 
         def compute() -> Constant:
             array = np.ascontiguousarray(self._wide(name, {}), np.float32)
-            return Constant(self.key(name), array, tuple(self._sources(name)))
+            return Constant(self.key(name), array)
 
         return self.share(self.key(name), compute)
 
@@ -54,9 +64,9 @@ class Constants:
         with _lock:
             found = _shared.get(key)
             if found is None:
-                found = _shared[key] = make()
+                found = _shared[key] = Entry(make(), self._graph.params)
         self.kept.append(found)
-        return found
+        return found.value
 
     def key(self, name: str) -> str:
         if name not in self._keys:
@@ -80,7 +90,12 @@ class Constants:
                 known[name] = np.asarray(array, np.float64)
         return known[name]
 
-    def _sources(self, name: str) -> list[Array]:
-        if name not in self._nodes:
-            return [self._graph.params[name]]  # type: ignore[list-item]
-        return [a for i in self._nodes[name].sources for a in self._sources(i)]
+
+def _forget() -> None:
+    """In a forked child: whoever held the lock stayed with the parent."""
+    global _lock
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)

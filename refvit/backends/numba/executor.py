@@ -60,7 +60,7 @@ class Plan:
         self._program[:, 0] = [objects[i.kernel] for i in self.instructions]
         self._program[:, 1] = self._words.ctypes.data + 8 * np.array(starts, np.int64)
         self._program[:, 2] = [i.units for i in self.instructions]
-        self._program[:, 3] = memory.needs(self.instructions, dict(offsets))
+        self._program[:, 3] = memory.needs(self.instructions, offsets)
 
     def run(self, arrays: Mapping[str, Array], threads: int, ticks: Array | None = None) -> dict[str, Array]:
         """The outputs for the inputs, float32 arrays (C-contiguous) of the planned shapes, on this many threads."""
@@ -68,13 +68,14 @@ class Plan:
         addresses = {name: array.ctypes.data for name, array in (*arrays.items(), *outputs.items())}
         group = team()
         with group.lock:
+            group.settle()
             base = group.arena.reserve(self.arena_bytes)
             if base != self._base:
                 self._words[self._arena_at] = base + self._arena_offset
                 self._base = base
             for position, name, offset in self._public:
                 self._words[position] = addresses[name] + offset
-            group.run(self._program, self.scratch, threads, ticks)
+            group.run(self._program, self.scratch, threads, ticks, keep=(self, arrays, outputs))
         return outputs
 
     def profile(self, arrays: Mapping[str, Array], threads: int, runs: int) -> tuple[float, Array]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from refvit.backends.numba.program import Buffer, Instruction
 
@@ -52,11 +52,16 @@ def _start(instructions: Sequence[Instruction], i: int) -> int:
     return max(0, i - AHEAD)
 
 
-def needs(instructions: Sequence[Instruction], offsets: dict[Buffer, int]) -> list[int]:
+def needs(instructions: Sequence[Instruction], offsets: Mapping[Buffer, int]) -> list[int]:
     """For each instruction the number of those at the beginning of the program that must be finished before it starts.
 
     It waits for whoever wrote what it reads or overwrites, and for whoever reads what it overwrites, by memory, not by name.
     """
+    offsets = dict(offsets)
+    end = max((at + 4 * buffer.size for buffer, at in offsets.items()), default=0)
+    for buffer in dict.fromkeys(b for i in instructions for b in (*i.reads, *i.writes) if b.public is not None):
+        offsets[buffer] = end  # memory of the caller's, apart from the arena and from one another
+        end += 4 * buffer.size
     written: list[tuple[int, int, int]] = []  # begin, end, instruction; of the arena
     read: list[tuple[int, int, int]] = []
     result = []

@@ -1,8 +1,8 @@
 """Object code of the kernels: compiled once, kept on disk, loaded by address.
 
 The folder's name is a hash of every file of this backend, of the versions of Numba and llvmlite, and of the processor, so that
-an edited kernel, another flag or another machine never meets old code. Without a folder to write to, code lives in memory.
-REFVIT_CACHE names another place for it.
+an edited kernel, another flag or another machine never meets old code. A folder that can only be read is read. What cannot be
+written lives in memory. REFVIT_CACHE names another place for it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import importlib.metadata
 import logging
 import os
 import sys
-import tempfile
 import threading
 from collections.abc import Iterable
 from pathlib import Path
@@ -25,9 +24,11 @@ import llvmlite.binding as llvm
 
 from refvit.backends.numba.cpu import target
 from refvit.backends.numba.microkernel import tile_module, tile_name
+from refvit.backends.numba.sources import HERE, LOADED, fingerprint
+from refvit.errors import BackendError
+from refvit.files import write_atomic
 
 log = logging.getLogger("refvit")
-HERE = Path(__file__).parent
 FASTMATH = {"contract", "reassoc", "nsz"}  # never nnan or ninf: NaN must stay visible
 
 
@@ -59,14 +60,17 @@ class Objects:
 
         with self._lock:
             names = [n for n in dict.fromkeys(names) if n not in self._known]
-            absent = self.missing(names)
-            for name in compiling(absent):
-                _write(name, self.compile(name))
-            for name in names:
-                code = _read(name)
-                self._engine.add_object_file(llvm.ObjectFileRef.from_data(_memory[name] if code is None else code))
-            if names:
-                self._engine.finalize_object()
+            if not names:
+                return
+            _check_sources()
+            found: dict[str, Any] = {n: _read(n) for n in names}  # None where it has to be compiled
+            for name in compiling([n for n, code in found.items() if code is None]):
+                found[name] = self.compile(name)
+                _check_sources()
+                _write(name, found[name])
+            for code in found.values():
+                self._engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+            self._engine.finalize_object()
             for name in names:
                 self._known[name] = self._engine.get_function_address(symbol(name))
 
@@ -122,65 +126,66 @@ define void @{symbol(name)}(i64 %a, i64 %unit, i64 %scratch) {{
 """
 
 
-def key() -> str:
-    """What the object code depends on, as a name of a folder."""
-    digest = hashlib.sha256()
-    for path in sorted(HERE.rglob("*.py")):
-        digest.update(path.relative_to(HERE).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
-    facts = [importlib.metadata.version(p) for p in ("numba", "llvmlite")]
+def key(sources: str) -> str:
+    """What the object code depends on, as a name of a folder. sources: `fingerprint` of this backend's files."""
+    facts = [sources, *(importlib.metadata.version(p) for p in ("numba", "llvmlite"))]
     facts += [target().name, target().features, sys.platform, llvm.get_process_triple(), *sorted(FASTMATH)]
-    digest.update("\0".join(facts).encode())
-    return digest.hexdigest()[:24]
+    return hashlib.sha256("\0".join(facts).encode()).hexdigest()[:24]
+
+
+def _check_sources() -> None:
+    if fingerprint(HERE) != LOADED:
+        raise BackendError(f"the files in {HERE} have changed since this process imported them; start it again")
+
+
+def root() -> Path:
+    """The folder for all that this backend keeps. RuntimeError if there is no home folder and none is named."""
+    if given := os.environ.get("REFVIT_CACHE"):
+        return Path(given)
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "refvit"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "refvit"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "refvit"
 
 
 @functools.cache
 def folder() -> Path | None:
-    """Where object code is kept, created if need be; None, said once, if nothing can be written."""
-    if given := os.environ.get("REFVIT_CACHE"):
-        root = Path(given)
-    elif sys.platform == "win32":
-        root = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "refvit"
-    elif sys.platform == "darwin":
-        root = Path.home() / "Library" / "Caches" / "refvit"
-    else:
-        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "refvit"
-    path = root / "kernels" / key()
+    """Where object code of this process is kept, there or not; None if there is no place for it."""
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
-    except OSError as error:
-        log.warning(
-            "kernels cannot be kept in %s (%s) and are compiled in every process; set REFVIT_CACHE", path, error.strerror
-        )
+        return root() / "kernels" / key(LOADED)
+    except RuntimeError:
         return None
-    return path
 
 
 _memory: dict[str, bytes] = {}  # of kernels that could not be written
 
 
+def kept() -> bool:
+    """Whether all that this process compiled is on disk."""
+    return not _memory
+
+
 def _read(name: str) -> bytes | None:
     place = folder()
-    if place is None:
-        return _memory.get(name)
     try:
-        stored = (place / f"{name}.o").read_bytes()
+        stored = b"" if place is None else (place / f"{name}.o").read_bytes()
     except OSError:
-        return _memory.get(name)
+        stored = b""
     digest, code = stored[:32], stored[32:]
-    return code if hashlib.sha256(code).digest() == digest else None  # a damaged file is compiled again
+    # a damaged file is compiled again
+    return code if hashlib.sha256(code).digest() == digest else _memory.get(name)
 
 
 def _write(name: str, code: bytes) -> None:
     place = folder()
-    _memory[name] = code
-    if place is None:
-        return
     try:
-        handle, temporary = tempfile.mkstemp(dir=place, suffix=".part")
-        with os.fdopen(handle, "wb") as file:
-            file.write(hashlib.sha256(code).digest() + code)
-        os.replace(temporary, place / f"{name}.o")
+        if place is None:
+            raise OSError(None, "there is no home folder")
+        write_atomic(place / f"{name}.o", hashlib.sha256(code).digest() + code)
     except OSError as error:
-        log.warning("kernel %s cannot be kept in %s: %s", name, place, error.strerror)
+        if not _memory:  # said once
+            log.warning(
+                "kernels cannot be kept in %s (%s) and are compiled in every process; set REFVIT_CACHE", place, error.strerror
+            )
+        _memory[name] = code

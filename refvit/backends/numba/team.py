@@ -37,6 +37,7 @@ class Memory:
     def reserve(self, size: int) -> int:
         """The address of at least `size` bytes."""
         if size > self.size:
+            self.address, self.size = 0, 0  # should there be no memory, nobody must find the old one
             self._raw = np.empty(0, np.uint8)  # never hold both
             self._raw = np.zeros(size + 2 * LINE, np.uint8)
             self.address, self.size = self._raw.ctypes.data + -self._raw.ctypes.data % LINE, size
@@ -53,17 +54,31 @@ class Team:
         self._counters = Memory()
         self._scratch: list[Memory] = [Memory()]
         self._state = np.zeros(WORDS + LINE // 8, np.int64)
-        self._address = self._state.ctypes.data + -self._state.ctypes.data % LINE
-        self._words = self._state[(self._address - self._state.ctypes.data) // 8 :]
+        self.address = self._state.ctypes.data + -self._state.ctypes.data % LINE
+        self._words = self._state[(self.address - self._state.ctypes.data) // 8 :]
         self._queues: list[queue.SimpleQueue[tuple[int, int]]] = []
         self._run: Callable[[int, int, int], None] | None = None
         self._close: Callable[[int, int, int], None] | None = None
+        self._kept: tuple[object, ...] = ()  # what the open program reads and writes
         self._words[YIELD] = ctypes.cast(_give_way(), ctypes.c_void_p).value or 0
 
-    def run(self, program: Array, scratch: int, threads: int, ticks: Array | None = None) -> None:
-        """Run instructions, int64 rows (kernel, args, units, need); the caller holds `lock`.
+    def settle(self) -> None:
+        """End the program that is open: whoever takes `lock` does this before he touches what a program reads.
 
-        scratch: bytes a thread needs. ticks: int64 (instructions,), set to the clock at the end of each.
+        An exception (Ctrl-C, or what a signal's handler raises) may have taken the last caller away in the midst of `run`,
+        while the helpers went on.
+        """
+        if self._close is not None and self._words[GENERATION] % 2:
+            self._close(self.address, 0, 0)
+        self._kept = ()
+
+    def run(
+        self, program: Array, scratch: int, threads: int, ticks: Array | None = None, keep: tuple[object, ...] = ()
+    ) -> None:
+        """Run instructions, int64 rows (kernel, args, units, need); the caller holds `lock` and has called `settle`.
+
+        scratch: bytes a thread needs. ticks: int64 (instructions,), set to the clock at the end of each. keep: what has to
+        stay in memory until nobody looks at the program any more.
         """
         if self._run is None or self._close is None:
             self.objects.require(["team.work", "team.close"])
@@ -72,28 +87,28 @@ class Team:
             self._scratch.append(Memory())
         places = [memory.reserve(scratch) for memory in self._scratch[:threads]]
         while len(self._queues) < threads - 1:
-            self._queues.append(queue.SimpleQueue())
-            threading.Thread(
-                target=_help, args=(self._queues[-1], self._run, self._address), daemon=True, name="refvit"
-            ).start()
+            jobs: queue.SimpleQueue[tuple[int, int]] = queue.SimpleQueue()
+            threading.Thread(target=_help, args=(self, jobs, self._run), daemon=True, name="refvit").start()
+            self._queues.append(jobs)
         size = LINE * (1 + threads) * len(program)
         ctypes.memset(self._counters.reserve(size), 0, size)
         words = self._words
         words[PROGRAM], words[COUNT], words[COUNTERS] = program.ctypes.data, len(program), self._counters.address
         words[TICKS] = 0 if ticks is None else ticks.ctypes.data
         words[THREADS] = threads
+        self._kept = (program, ticks, keep)
         words[GENERATION] += 1  # odd: open
         ticket = int(words[GENERATION]) * MOST_THREADS
         for i, (helper, place) in enumerate(zip(self._queues, places[1:], strict=False), 1):
             helper.put((ticket + i, place))
-        self._run(self._address, ticket, places[0])
-        self._close(self._address, 0, 0)
+        self._run(self.address, ticket, places[0])
+        self.settle()
 
 
-def _help(jobs: queue.SimpleQueue[tuple[int, int]], run: Callable[[int, int, int], None], state: int) -> None:
-    while True:
+def _help(team: Team, jobs: queue.SimpleQueue[tuple[int, int]], run: Callable[[int, int, int], None]) -> None:
+    while True:  # holding the team, whose state must outlive a helper that is late when the process ends
         ticket, scratch = jobs.get()
-        run(state, ticket, scratch)
+        run(team.address, ticket, scratch)
 
 
 def _give_way() -> Any:
@@ -105,6 +120,7 @@ def _give_way() -> Any:
 
 _team: Team | None = None
 _making = threading.Lock()
+_left: list[Team] = []  # of the processes that this one was forked from: plans hold addresses of their code
 
 
 def team() -> Team:
@@ -119,6 +135,8 @@ def team() -> Team:
 def _forget() -> None:
     """In a forked child: the helpers stayed with the parent, and so did whoever held a lock."""
     global _team, _making
+    if _team is not None:
+        _left.append(_team)
     _team, _making = None, threading.Lock()
 
 

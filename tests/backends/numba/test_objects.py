@@ -59,25 +59,25 @@ def test_no_folder_to_write_to(tmp_path, monkeypatch, caplog):
 
 
 def test_the_key_follows_every_file_and_the_processor(tmp_path, monkeypatch):
-    keys = [objects.key()]
+    keys = [objects.key(objects.fingerprint(objects.HERE))]
     copy = tmp_path / "numba"
     for path in objects.HERE.rglob("*.py"):
         target = copy / path.relative_to(objects.HERE)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(path.read_bytes())
     monkeypatch.setattr(objects, "HERE", copy)
-    assert objects.key() == keys[0]
+    assert objects.key(objects.fingerprint(objects.HERE)) == keys[0]
     for name in ("simd.py", "kernels/conv.py", "microkernel.py"):
         with (copy / name).open("a") as file:
             file.write("# edited\n")
-        keys.append(objects.key())
+        keys.append(objects.key(objects.fingerprint(objects.HERE)))
     (copy / "kernels" / "new.py").write_text("")
-    keys.append(objects.key())
+    keys.append(objects.key(objects.fingerprint(objects.HERE)))
     other = objects.target().__class__("haswell", "+avx2", 8, 6, 16)
     monkeypatch.setattr(objects, "target", lambda: other)
-    keys.append(objects.key())
+    keys.append(objects.key(objects.fingerprint(objects.HERE)))
     monkeypatch.setattr(objects, "FASTMATH", {"contract"})
-    keys.append(objects.key())
+    keys.append(objects.key(objects.fingerprint(objects.HERE)))
     assert len(set(keys)) == len(keys)
 
 
@@ -112,4 +112,4 @@ def test_an_edited_kernel_is_never_stale(tmp_path):
     assert seen == [7, 7, 8]
     assert len(list((tmp_path / "cache" / "kernels").iterdir())) == 2
     assert len(list((tmp_path / "cache").rglob("*.o"))) == 2
-    assert not list((tmp_path / "cache").rglob("*.part"))
+    assert not list((tmp_path / "cache").rglob("*.tmp"))

@@ -105,8 +105,12 @@ def work(a, ticket, scratch):
 def close(a, unit, scratch):
     """End the generation: wait until nobody looks at the program any more."""
     fetch_add(a + 8 * GENERATION, 1)
+    spins = 0
     while read(a + 8 * ACTIVE) > 0:
+        spins += 1
         relax(0)
+        if spins > SPINS:
+            call_plain(arg(a, YIELD))
 
 
 def now(a, unit, scratch):
