@@ -1,6 +1,8 @@
-"""Time and peak memory of `refvit convert`, one process a run, for a ViT-B of 330 MB in every format that can be written here.
+"""Time and peak memory of `refvit convert`, one process a run, for a ViT-B of 330 MB in every format.
 
-python bench/convert.py [RESULT.json]
+python -m bench.convert [RESULT.json]
+
+The .pth and the older .pt are laid out as torch.save does it, without torch. Peak memory counts mapped pages of the file.
 """
 
 from __future__ import annotations
@@ -14,38 +16,39 @@ import time
 from pathlib import Path
 
 import numpy as np
-from machine import describe
-from safetensors.numpy import save_file
 
 import refvit
+from bench.machine import describe
 from refvit.models import architecture
 
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "tests"))  # which write files of every format
 RUNS = 5
-MEASURE = "import resource, sys; from refvit.cli import main; code = main(sys.argv[1:]); " + (
-    "print(code, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)"
-)
+MEASURE = """
+import sys
+from refvit.cli import main
+code = main(sys.argv[1:])
+with open("/proc/self/status") as status:  # unlike getrusage's, this peak does not know of the parent
+    peak = next(line.split()[1] for line in status if line.startswith("VmHWM"))
+print(code, peak, file=sys.stderr)
+"""
 
 
 def checkpoints(folder: Path) -> dict[str, Path]:
-    """The same tensors as .safetensors, .npz and, where torch is installed, .pth."""
+    """The same tensors in a file of each format."""
+    from helpers.files import SUFFIXES, write
+
     arch = architecture("vit_base_patch16_224")
     rng = np.random.default_rng(0)
     state = {n: (0.02 * rng.standard_normal(s)).astype(np.float32) for n, s in arch.parameters(arch.config)}
-    save_file(state, folder / "a.safetensors")
-    np.savez(folder / "a.npz", **state)
-    try:
-        import torch
-    except ImportError:
-        return {"safetensors": folder / "a.safetensors", "npz": folder / "a.npz"}
-    torch.save({"model": {n: torch.from_numpy(a) for n, a in state.items()}}, folder / "a.pth")
-    return {"safetensors": folder / "a.safetensors", "npz": folder / "a.npz", "pth": folder / "a.pth"}
+    return {suffix.removeprefix("."): write(state, folder / f"a{suffix}") for suffix in SUFFIXES}
 
 
 def run(source: Path, target: Path) -> tuple[float, float]:
     """Seconds and peak MiB of one conversion in a process of its own, the start of Python included."""
     arguments = ["convert", str(source), "-o", str(target), "--model", "vit_base_patch16_224", "--no-check"]
     start = time.perf_counter()
-    done = subprocess.run([sys.executable, "-c", MEASURE, *arguments], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", MEASURE, *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
     code, peak = done.stderr.split()[-2:]
     assert code == "0", done.stderr
     return time.perf_counter() - start, int(peak) / 1024

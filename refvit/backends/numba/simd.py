@@ -128,10 +128,8 @@ def _reduce(name: str, start: float | None) -> Any:
     return write
 
 
-def _power_of_two(b: Any, x: Any) -> Any:
-    """2 ** x for whole x from -126 to 127, by writing the exponent's bits."""
-    bits = b.shl(b.add(b.fptosi(x, INTS), ir.Constant(INTS, [127] * LANES)), ir.Constant(INTS, [23] * LANES))
-    return b.bitcast(bits, VEC)
+def _exponent(b: Any, x: Any) -> Any:
+    return b.bitcast(b.shl(b.bitcast(x, INTS), ir.Constant(INTS, [23] * LANES)), VEC)
 
 
 load = _instruction((_i,), _v, _load)  # 16 values at an address
@@ -143,11 +141,10 @@ put = _instruction((_i, _f), types.void, _scalar_store)
 splat = _instruction((_f,), _v, _spread)  # one value in all lanes
 fma = _instruction((_v, _v, _v), _v, _fma)  # x * y + z, rounded once
 sqrt = _instruction((_v,), _v, _unary("sqrt"))
-floor = _instruction((_v,), _v, _unary("floor"))
 absolute = _instruction((_v,), _v, _unary("fabs"))
 total = _instruction((_v,), _f, _reduce("fadd", 0.0))  # sum of the lanes
 highest = _instruction((_v,), _f, _reduce("fmax", None))
-power_of_two = _instruction((_v,), _v, _power_of_two)
+exponent = _instruction((_v,), _v, _exponent)  # the last 9 bits as sign and exponent of a float
 # of two values the greater or smaller; where either is NaN, the second
 maximum = _instruction((_v, _v), _v, lambda b, x, y: b.select(b.fcmp_ordered(">", x, y), x, y))
 minimum = _instruction((_v, _v), _v, lambda b, x, y: b.select(b.fcmp_ordered("<", x, y), x, y))

@@ -114,7 +114,7 @@ def elements(t, storage):
 
 def as_described(found, storages, tensors):
     assert sorted(found) == sorted(t.name for t in tensors)
-    assert len({(t.key, t.kind) for t in tensors}) == len({t.key for t in tensors}) == len(storages)
+    assert len({(t.key, READABLE[t.kind]) for t in tensors}) == len({t.key for t in tensors}) == len(storages)
     for t in tensors:
         a = found[t.name]
         assert a.dtype == np.dtype(READABLE[t.kind])

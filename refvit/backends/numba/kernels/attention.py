@@ -28,6 +28,7 @@ from numba import njit
 from numba.core import types
 
 from refvit.backends.numba.cpu import target
+from refvit.backends.numba.kernels.elementary import exp
 from refvit.backends.numba.simd import (
     F32,
     I32,
@@ -47,9 +48,7 @@ from refvit.backends.numba.simd import (
     _v,
     arg,
     arg_f32,
-    fma,
     load,
-    maximum,
     set_arg,
     splat,
     store,
@@ -63,8 +62,6 @@ WIDTH = 4 * LANES  # bytes of a vector
 # rows of the register tiles with at most two vectors and with three, tried in turn; operands take the other registers
 ROWS = {14: ((12, 4, 1), (8, 4, 2, 1)), 10: ((10, 4, 1), (8, 4, 2, 1)), 6: ((6, 4, 1), (4, 2, 1))}[target().rows]
 PADDED = f(-100.0)
-LOG2E, LOWEST = f(1.4426950408889634), f(-127.0)
-ROUND = f(1.5 * 2**23 + 127)  # adding it leaves a whole number in the last bits, and the exponent's bias with it
 
 
 # register tiles --------------------------------------------------------------------------------------------------------------
@@ -249,26 +246,6 @@ scatter = _instruction((_i, _i, _v, _i, _i, _i), types.void, _scatter)
 # softmax ---------------------------------------------------------------------------------------------------------------------
 
 
-def _exponent(b, x):
-    return b.bitcast(b.shl(b.bitcast(x, INTS), ir.Constant(INTS, [23] * LANES)), VEC)
-
-
-exponent = _instruction((_v,), _v, _exponent)  # the last 9 bits as the exponent of a float
-
-
-@njit(fastmath=False)  # it would inherit the flags of the kernel, and reassociation would undo the rounding
-def power(x):
-    """exp(x) for x <= 0, to 2 parts in 10^7 of 1: 2^k times a polynomial. 0 below -87.7, and NaN stays NaN."""
-    x = maximum(splat(LOWEST), x * splat(LOG2E))
-    t = x + splat(ROUND)
-    r = x - (t - splat(ROUND))
-    p = fma(splat(f(0.001326472614891827)), r, splat(f(0.009671512991189957)))
-    p = fma(p, r, splat(f(0.05550733581185341)))
-    p = fma(p, r, splat(f(0.24022242426872253)))
-    p = fma(p, r, splat(f(0.6931470036506653)))
-    return fma(p, r, splat(f(1.0))) * exponent(t)
-
-
 @njit
 def powers(p, n, vectors, tops, sums):
     """p = exp(p - top) for n rows; sums += those of the columns."""
@@ -278,8 +255,8 @@ def powers(p, n, vectors, tops, sums):
         sum_a, sum_b, sum_c, sum_d = zero, zero, zero, zero
         at, end = p + j * WIDTH, p + n * pitch
         while at + 3 * pitch < end:
-            w, x = power(load(at) - top), power(load(at + pitch) - top)
-            y, z = power(load(at + 2 * pitch) - top), power(load(at + 3 * pitch) - top)
+            w, x = exp(load(at) - top), exp(load(at + pitch) - top)
+            y, z = exp(load(at + 2 * pitch) - top), exp(load(at + 3 * pitch) - top)
             store(at, w)
             store(at + pitch, x)
             store(at + 2 * pitch, y)
@@ -287,7 +264,7 @@ def powers(p, n, vectors, tops, sums):
             sum_a, sum_b, sum_c, sum_d = sum_a + w, sum_b + x, sum_c + y, sum_d + z
             at += 4 * pitch
         while at < end:
-            w = power(load(at) - top)
+            w = exp(load(at) - top)
             store(at, w)
             sum_a = sum_a + w
             at += pitch
@@ -299,7 +276,7 @@ def rescale(ot, e, vectors, tops, news, sums):
     """Bring the sums so far to the greatest scores so far, from `tops` to `news`."""
     for j in range(vectors):
         new = load(news + j * WIDTH)
-        change = power(load(tops + j * WIDTH) - new)
+        change = exp(load(tops + j * WIDTH) - new)
         store(tops + j * WIDTH, new)
         store(sums + j * WIDTH, load(sums + j * WIDTH) * change)
         at = ot + j * WIDTH
@@ -396,7 +373,7 @@ def attention(a, unit, scratch):
             powers(p, end - begin, vectors, tops, sums)
             mix(vectors, e, values + 8 * begin, end - begin, p, pitch, ot)
         for j in range(vectors):
-            rest = power(splat(PADDED) - load(tops + j * WIDTH)) * splat(f(padded)) if padded else splat(f(0.0))
+            rest = exp(splat(PADDED) - load(tops + j * WIDTH)) * splat(f(padded)) if padded else splat(f(0.0))
             share = splat(f(1.0)) / (load(sums + j * WIDTH) + rest)
             for c in range(0, e, LANES):
                 scatter(ot + c * pitch + j * WIDTH, pitch, share, outs + 8 * j * LANES, 4 * c, min(e - c, LANES))

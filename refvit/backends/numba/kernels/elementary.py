@@ -8,14 +8,13 @@ from numba import njit
 from refvit.backends.numba.simd import (
     LANES,
     absolute,
-    floor,
+    exponent,
     fma,
     load,
     load_part,
     maximum,
     minimum,
     negative,
-    power_of_two,
     reciprocal,
     splat,
     store,
@@ -23,22 +22,29 @@ from refvit.backends.numba.simd import (
 )
 
 f = np.float32
-LOG2E, LN2_HIGH, LN2_LOW = f(1.4426950408889634), f(0.693359375), f(-2.12194440e-4)
+LOG2E, LOWEST, HIGHEST = f(1.4426950408889634), f(-127.0), f(125.5)
+ROUND = f(1.5 * 2**23 + 127)  # adding it leaves a whole number in the last bits, and the exponent's bias with it
+
+
+@njit(fastmath=False)  # it would inherit the flags of the kernel, and reassociation would undo the rounding
+def exp2(x):
+    """2^x for -127 <= x <= 126 to 2 parts in 10^7, 0 for -127: 2^k times a polynomial of the rest, |rest| <= 1/2. NaN stays.
+
+    The coefficients are minimax for the relative error, 1.1e-7, by Lawson's iteration.
+    """
+    t = x + splat(ROUND)
+    r = x - (t - splat(ROUND))
+    p = fma(splat(f(0.001326472614891827)), r, splat(f(0.009671512991189957)))
+    p = fma(p, r, splat(f(0.05550733581185341)))
+    p = fma(p, r, splat(f(0.24022242426872253)))
+    p = fma(p, r, splat(f(0.6931470036506653)))
+    return fma(p, r, splat(f(1.0))) * exponent(t)
 
 
 @njit
 def exp(x):
-    """exp(x) to 1 ulp or so: 2^k times a polynomial of the rest, |rest| <= ln 2 / 2. 1.2e-38 below -87.3, 6e37 above 87."""
-    x = minimum(splat(f(87.0)), maximum(splat(f(-87.3)), x))  # in this order NaN stays
-    k = floor(fma(x, splat(LOG2E), splat(f(0.5))))
-    r = fma(k, splat(f(-LN2_HIGH)), x)
-    r = fma(k, splat(f(-LN2_LOW)), r)
-    p = fma(splat(f(1.9875691500e-4)), r, splat(f(1.3981999507e-3)))
-    p = fma(p, r, splat(f(8.3334519073e-3)))
-    p = fma(p, r, splat(f(4.1665795894e-2)))
-    p = fma(p, r, splat(f(1.6666665459e-1)))
-    p = fma(p, r, splat(f(5.0000001201e-1)))
-    return fma(p, r * r, r + splat(f(1.0))) * power_of_two(k)
+    """exp(x) for x <= 0, to 2 parts in 10^7 of 1. 0 below -87.7."""
+    return exp2(maximum(splat(LOWEST), x * splat(LOG2E)))  # in this order NaN stays
 
 
 @njit
@@ -48,7 +54,9 @@ def relu(x):
 
 @njit
 def sigmoid(x):
-    return reciprocal(splat(f(1.0)) + exp(negative(x)))  # exp ends at 6e37, so that this is no subnormal number
+    # at most 6e37 is added to 1: its reciprocal is no subnormal number
+    t = minimum(splat(HIGHEST), maximum(splat(LOWEST), x * splat(f(-LOG2E))))
+    return reciprocal(splat(f(1.0)) + exp2(t))
 
 
 @njit
