@@ -1,7 +1,6 @@
 """The command line: what it prints where, what it writes, and its exit codes."""
 
 import argparse
-import importlib.util
 import json
 import os
 import pickle
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import handmade as h
 from PIL import Image
 
 import refvit
@@ -420,9 +420,6 @@ def test_a_terminal_that_cannot_print_the_name(image, tmp_path):
 @pytest.fixture
 def nested(tmp_path):
     """A checkpoint with two models in it, without checksums."""
-    spec = importlib.util.spec_from_file_location("handmade", Path(__file__).parent / "weights" / "readers" / "handmade.py")
-    h = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(h)
     pairs = [(h.text(key), h.mapping([("w", h.vector("0", 4))])) for key in ("model", "model_ema", "it's")]
     entries = h.torch_entries(h.pickle(h.mapping(pairs)), {"0": bytes(range(16))})
     (tmp_path / "two.pth").write_bytes(h.archive(entries))

@@ -2,15 +2,14 @@
 
 import argparse
 import collections
-import importlib.util
 import random
-import sys
 import warnings
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import handmade as h
 
 from refvit.errors import WeightsError
 from refvit.weights.readers.torch_legacy import read_torch_legacy
@@ -19,14 +18,9 @@ from refvit.weights.readers.torch_zip import read_torch_zip
 
 torch = pytest.importorskip("torch", reason="torch is not installed: nothing to compare with")
 
-READERS = Path(__file__).parent.parent / "weights" / "readers"
-_spec = importlib.util.spec_from_file_location("handmade", READERS / "handmade.py")
-h = importlib.util.module_from_spec(_spec)
-sys.modules["handmade"] = h  # its dataclass looks there
-_spec.loader.exec_module(h)
-
 DTYPES = [torch.float16, torch.float32, torch.float64, torch.bfloat16, torch.bool]
 DTYPES += [torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.uint16, torch.uint32, torch.uint64]
+READERS = Path(__file__).parent.parent / "weights" / "readers"
 FORMATS = {"zip": read_torch_zip, "legacy": read_torch_legacy}
 
 
