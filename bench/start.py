@@ -13,6 +13,8 @@ import time
 from bench.job import Job
 from bench.peers import RUNTIMES
 
+IMPORTS = {"numba": "refvit.backends.numba.executable", "numpy": "refvit.backends.numpy"}  # what the first call would import
+
 
 def memory(field: str) -> float:
     """MiB that this process has (VmRSS), or had at most (VmHWM). Unlike getrusage's it does not know of the parent."""
@@ -26,7 +28,7 @@ def main() -> None:
     for name in runtime.modules:
         importlib.import_module(name)
     if given["runtime"].startswith("refvit"):
-        importlib.import_module(f"refvit.backends.{job.backend}")
+        importlib.import_module(IMPORTS[job.backend])
     imported = memory("VmRSS")
     x = job.input()
     run = runtime.start(job, given["form"])

@@ -1,11 +1,13 @@
-"""Writing files whole or not at all."""
+"""Writing files whole or not at all, and giving back the memory of mapped ones."""
 
 from __future__ import annotations
 
+import mmap
 import os
 import secrets
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 
 def write_atomic(path: Path, data: bytes | Iterable[bytes | memoryview]) -> None:
@@ -27,3 +29,22 @@ def write_atomic(path: Path, data: bytes | Iterable[bytes | memoryview]) -> None
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def mappings(arrays: Iterable[Any]) -> list[mmap.mmap]:
+    """The mapped files that arrays are windows into, each once."""
+    found: dict[int, mmap.mmap] = {}
+    for array in arrays:
+        base = array
+        while base is not None and not isinstance(base, mmap.mmap):
+            base = base.obj if isinstance(base, memoryview) else getattr(base, "base", None)
+        if base is not None:
+            found[id(base)] = base
+    return list(found.values())
+
+
+def release(maps: Iterable[mmap.mmap]) -> None:
+    """Give back the memory that pages of read-only mapped files take; whoever reads them again gets them from the file."""
+    if hasattr(mmap, "MADV_DONTNEED"):
+        for mapped in maps:
+            mapped.madvise(mmap.MADV_DONTNEED)

@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from refvit.backends.numba.program import Buffer
+from refvit.files import mappings, release
 from refvit.graph.ir import OPS, Array, Graph, HasShape, Node
 from refvit.graph.passes import constants
 
@@ -28,13 +30,6 @@ class Entry:
         self.value, self.params = value, params
 
 
-class Constant:
-    """A float32 array."""
-
-    def __init__(self, key: str, array: Array) -> None:
-        self.key, self.array = key, array
-
-
 _shared: weakref.WeakValueDictionary[str, Entry] = weakref.WeakValueDictionary()
 _lock = threading.RLock()
 
@@ -45,19 +40,24 @@ class Constants:
     def __init__(self, graph: Graph) -> None:
         self._graph, self._nodes = graph, constants(graph)
         self._keys: dict[str, str] = {}
+        self._maps = mappings(graph.params.values())
         self.kept: list[Entry] = []
 
     def __contains__(self, name: str) -> bool:
         return name in self._nodes or name in self._graph.params
 
-    def __getitem__(self, name: str) -> Constant:
+    def array(self, name: str) -> Array:
         """A parameter, or the value of a node that depends on parameters only: computed in float64, rounded once."""
+        return np.ascontiguousarray(self._wide(name, {}) if name in self._nodes else self._graph.params[name], np.float32)
 
-        def compute() -> Constant:
-            array = np.ascontiguousarray(self._wide(name, {}), np.float32)
-            return Constant(self.key(name), array)
+    def buffer(self, name: str) -> Buffer:
+        """The same as memory of a plan."""
 
-        return self.share(self.key(name), compute)
+        def make() -> Buffer:
+            array = self.array(name)
+            return Buffer(array.size, array=array)
+
+        return self.share(self.key(name), make)
 
     def share(self, key: str, make: Callable[[], T]) -> T:
         """What `make` gives, made once for all graphs that have this key."""
@@ -65,6 +65,7 @@ class Constants:
             found = _shared.get(key)
             if found is None:
                 found = _shared[key] = Entry(make(), self._graph.params)
+                release(self._maps)  # what was packed is not read again
         self.kept.append(found)
         return found.value
 

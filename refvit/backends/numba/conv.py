@@ -52,15 +52,18 @@ def pack(weight: Array, bias: Array | None) -> Packed:
     """weight (k, taps, c) float32, bias (k,)."""
     k, taps, depth = weight.shape
     form = panels(k, taps, depth)
-    registers, width = -(-k // target().lanes), form.vectors * target().lanes
-    padded = np.zeros((registers * target().lanes, taps * depth), np.float32)
-    padded[:k] = weight.reshape(k, taps * depth)
-    pieces = [padded[i * width : (i + 1) * width].T.reshape(-1) for i in range(form.panels)]
+    lanes = target().lanes
+    padded = -(-k // lanes) * lanes
+    packed = np.zeros(form.weight.size, np.float32)
+    for start in range(0, padded, form.vectors * lanes):
+        rows = weight[start : start + form.vectors * lanes].reshape(-1, taps * depth)
+        width = min(form.vectors * lanes, padded - start)
+        packed[start * taps * depth :][: width * taps * depth].reshape(taps * depth, width)[:, : len(rows)] = rows.T
     offsets = None
     if bias is not None:
-        offsets = np.zeros(len(padded), np.float32)
+        offsets = np.zeros(padded, np.float32)
         offsets[:k] = bias
-    return replace(form, weight=constant(np.concatenate(pieces)), bias=None if offsets is None else constant(offsets))
+    return replace(form, weight=constant(packed), bias=None if offsets is None else constant(offsets))
 
 
 def constant(array: Array) -> Buffer:

@@ -62,10 +62,10 @@ def conv2d(low: Lowering, node: Node) -> None:
         if (r, s) == (3, 3) and stride[0] == stride[1] and dilation == (1, 1) and even:
             form = winograd.choose(c, k, *node.shape[2:], n, stride[0])
         if form is not None:
-            bias = None if bias_name is None else low.constants[bias_name].array * np.float32(tail.factor)
+            bias = None if bias_name is None else low.constants.array(bias_name) * np.float32(tail.factor)
             turned = low.constants.share(
                 f"winograd {form.name} {tail.factor} {low.constants.key(weight_name)}",
-                lambda: winograd.pack(low.constants[weight_name].array * np.float32(tail.factor), form),
+                lambda: winograd.pack(low.constants.array(weight_name) * np.float32(tail.factor), form),
             )
             low.emit(winograd.winograd(x, turned, bias, value, top, threads=low.threads, residual=residual,
                                        relu=tail.act == "relu", act=0 if tail.act == "relu" else ACT[tail.act]))  # fmt: skip
@@ -96,7 +96,7 @@ def _inverted(low: Lowering, node: Node, tail: Tail) -> bool:
         return False
 
     def packed() -> inverted.Layers:
-        arrays: list[Any] = [None if name is None else low.constants[name].array for name in names]
+        arrays: list[Any] = [None if name is None else low.constants.array(name) for name in names]
         return inverted.pack_layers(*arrays)
 
     key = f"inverted {[None if name is None else low.constants.key(name) for name in names]}"
@@ -116,7 +116,7 @@ def _pixels_in_rows(place: Place) -> bool:
 
 def _arrays(low: Lowering, tail: Tail, weight: str, bias: str | None) -> tuple[Array, Array | None]:
     factor = np.float32(tail.factor)
-    return low.constants[weight].array * factor, None if bias is None else low.constants[bias].array * factor
+    return low.constants.array(weight) * factor, None if bias is None else low.constants.array(bias) * factor
 
 
 def packed_once(

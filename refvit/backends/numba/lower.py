@@ -79,8 +79,7 @@ class Lowering:
     def place(self, name: str) -> Place:
         """Where a value lies; a constant gets memory when it is first asked for."""
         if name not in self.places:
-            array = self.constants[name].array
-            self.places[name] = dense(Buffer(array.size, array=array), array.shape)
+            self.places[name] = dense(self.constants.buffer(name), tuple(self.graph.value(name).shape))
         return self.places[name]
 
     def new(self, shape: Shape, order: tuple[int, ...] | None = None) -> Place:

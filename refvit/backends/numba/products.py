@@ -68,7 +68,7 @@ def shortcut(low: Lowering, node: Node) -> None:
     found = low.shortcuts[node.name]
     x = matrix_of(low, found.x)
     low.places[node.name] = out = low.like(x, node.shape[-1])
-    right, right_bias, left, left_bias = (low.constants[name].array for name in (*found.right, *found.left))
+    right, right_bias, left, left_bias = (low.constants.array(name) for name in (*found.right, *found.left))
     low.emit(shortcuts.shortcut(x, right, right_bias, left, left_bias, out, [x] if found.plus else []))
 
 
