@@ -73,6 +73,19 @@ def speed(entries: list[Entry]) -> str:
     return table(head, rows)
 
 
+def readme(result: dict[str, Any]) -> str:
+    """The table of the README: medians in milliseconds of refvit and of the best form of each peer, and the ratio."""
+    torch = [peer for peer in PEERS if peer.startswith("torch")]
+    head = ["model", "batch", "refvit", "onnxruntime", "OpenVINO", "PyTorch, the best way", "times as fast as the best"]
+    rows = []
+    for e in result["entries"]:
+        best = min((ms for ms in (median(e, peer) for peer in torch) if ms is not None), default=None)
+        times = [median(e, "refvit"), median(e, "onnxruntime"), median(e, "openvino"), best]
+        label = f"{e['model']}, {e['shape'][2]}x{e['shape'][3]}"
+        rows.append([label, str(e["batch"]), *map(show, times), show(ratio(e), 2)])
+    return table(head, rows)
+
+
 def starts(entries: list[Entry]) -> str:
     """Seconds from the start of a process to the first answer, and MiB beyond those that the imports take, at most in all."""
     names = [n for n in ("refvit", *PEERS) if any(n in e.get("starts", {}) for e in entries)]

@@ -26,7 +26,7 @@ from bench.peers import ALGEBRAIC, RUNTIMES
 WRONG = 1e-3  # of the largest value: an output that is further from float64 is an error and no rounding
 VISIT, LEAST, MOST = 0.12, 2, 10  # seconds of a visit, and its iterations
 HEATS = 4  # runs of each form of a model, to choose between them
-PAUSE = 0.06  # seconds after which other runtimes' threads have gone to sleep: some spin for 30 ms
+PAUSE = 0.3  # seconds after which other runtimes' threads have gone to sleep: some spin for 200 ms
 WARM = 2  # iterations of a visit that do not count
 
 
@@ -143,6 +143,7 @@ class Field:
                 for _ in range(WARM):
                     run(self.x)
                 times[name] += [seconds(run, self.x) for _ in range(count)]
+            time.sleep(PAUSE)
             peaks.append(peak.measure(0.01))
         gc.enable()
         for name, values in times.items():

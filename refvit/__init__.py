@@ -9,6 +9,7 @@
 __version__ = "0.1.0"
 
 from refvit.api import ModelInfo, infer, info, list_models, load
+from refvit.conversion import Report, convert
 from refvit.model import Model
 from refvit.vision.answers import Area, Box, Prediction
 from refvit.vision.attention import Attention
@@ -16,6 +17,6 @@ from refvit.vision.result import Result
 from refvit.weights.embedded import DemonstrationWarning
 
 __all__ = [
-    "Area", "Attention", "Box", "DemonstrationWarning", "Model", "ModelInfo", "Prediction", "Result", "__version__", "infer",
-    "info", "list_models", "load",
+    "Area", "Attention", "Box", "DemonstrationWarning", "Model", "ModelInfo", "Prediction", "Report", "Result", "__version__",
+    "convert", "infer", "info", "list_models", "load",
 ]  # fmt: skip

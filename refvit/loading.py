@@ -11,16 +11,17 @@ from typing import Any
 
 from refvit.errors import ConfigError, UnknownModelError, WeightsError
 from refvit.graph.ir import Array
-from refvit.models import architecture, config_from_dict, matching
+from refvit.models import architecture, matching
+from refvit.stored import named as with_names
+from refvit.stored import replaced
 from refvit.vision import postprocess
-from refvit.vision.labels import check_labels, read_labels
+from refvit.vision.labels import read_labels
 from refvit.vision.preprocess import Preprocess
 from refvit.weights import repository
-from refvit.weights.check import require
 from refvit.weights.embedded import DEFAULT, EMBEDDED, FILE, how_to_get, load_embedded
 from refvit.weights.hub import fetch, known, model_of
 from refvit.weights.readers.checkpoint import read_checkpoint
-from refvit.weights.store import Weights, parse
+from refvit.weights.store import KEY, Weights
 
 Labels = Sequence[str] | str | os.PathLike[str]
 WeightsSource = str | os.PathLike[str] | Mapping[str, Array]
@@ -37,23 +38,6 @@ class Overrides:
     preprocess: dict[str, Any]
     postprocess: dict[str, Any]
     config: dict[str, Any]
-
-    def apply(self, found: Weights) -> Weights:
-        """To weights in refvit's own format. ConfigError for a field that does not belong to the model."""
-        arch = architecture(found.model)
-        if unknown := [name for name in self.config if name not in arch.options]:
-            raise ConfigError(f"{', '.join(unknown)}: no option of {found.model}; its are {', '.join(arch.options) or 'none'}")
-        given = {*self.config, *self.preprocess, *self.postprocess}
-        source = {k: v for k, v in found.source.items() if k not in given}
-        if "assumed" in source:
-            source["assumed"] = [name for name in source["assumed"] if name not in given]
-        return dataclasses.replace(
-            found,
-            preprocess=Preprocess.from_dict(found.preprocess).replace(**self.preprocess).to_dict(),
-            postprocess=postprocess.from_dict(arch.task, postprocess.replaced(found.postprocess, self.postprocess)).to_dict(),
-            config={**found.config, **self.config},
-            source=source,
-        )
 
 
 def check_options(fields: Mapping[str, Any]) -> None:
@@ -88,7 +72,7 @@ def find(model: str | None, weights: WeightsSource | None, overrides: Overrides,
 
     weights: arrays, a path, or the id of a repository of the hub, see `repository`. A path that exists always goes first. Tags
         and ids cannot be taken for each other: an id has a slash, and a tag is given as the model.
-    tag: what weights of a foreign layout are called, where the name does not say it
+    tag: what the weights are called, where the name does not say it
     reading: key and check_crc of `read_checkpoint`
     """
     if not isinstance(model, (str, type(None))):
@@ -104,9 +88,11 @@ def find(model: str | None, weights: WeightsSource | None, overrides: Overrides,
         architecture(name)  # an unknown name is the first thing to say
     if weights is None:
         assert model is not None
-        return overrides.apply(_by_tag(model))
+        return replaced(_by_tag(model), **vars(overrides))
     from weights_convert import convert, convert_checkpoint
 
+    if weights == "":
+        raise ConfigError("weights: a file, a folder or an id of the hub expected, got an empty text")
     options = {"model": name or None, "tag": given_tag or tag, **vars(overrides)}
     taken = WeightsError(f"{model} is the name of weights that come with refvit; give {name} or another tag with weights")
     if isinstance(weights, Mapping):
@@ -116,22 +102,11 @@ def find(model: str | None, weights: WeightsSource | None, overrides: Overrides,
     path, folder, origin = _located(weights)
     options["model"] = options["model"] or model_of(origin.get("repository", ""))
     checkpoint = read_checkpoint(path, **reading)
-    if "refvit" not in checkpoint.metadata:
-        if model in EMBEDDED:
-            raise taken
-        return convert_checkpoint(checkpoint, folder=folder, source=origin, **options)
-    found = parse(checkpoint.file, checkpoint.tensors, checkpoint.metadata)
-    found = dataclasses.replace(found, source={**found.source, **origin})
-    arch = architecture(found.model)
-    config = config_from_dict(arch.config, found.config)
-    require(f"{checkpoint.file}: weights {found.name}", arch.parameters(config), found.params)
-    if found.labels is not None:
-        check_labels(found.labels, config.num_classes)
-    if tag and model is None:
-        found = dataclasses.replace(found, tag=tag)
-    if model is not None and (name != found.model or given_tag not in ("", found.tag)):
-        raise WeightsError(f"{checkpoint.file}: holds the weights of {found.name}, not of {model}")
-    return overrides.apply(found)
+    if KEY in checkpoint.metadata:
+        options |= {"model": model, "tag": tag}  # a tag in the name is asserted, as the model is
+    elif model in EMBEDDED:
+        raise taken
+    return convert_checkpoint(checkpoint, folder=folder, source=origin, **options)
 
 
 def _located(weights: str | os.PathLike[str]) -> tuple[Path, Path, dict[str, Any]]:
@@ -158,11 +133,7 @@ def _by_tag(name: str) -> Weights:
 
 def named(weights: Weights, labels: Labels) -> Weights:
     """The same with other names of the classes, given or in a file."""
-    names = check_labels(read_names(labels), weights.config["num_classes"])
-    source = dict(weights.source)
-    if "assumed" in source:
-        source["assumed"] = [name for name in source["assumed"] if name != "labels"]
-    return dataclasses.replace(weights, labels=names, source=source)
+    return with_names(weights, read_names(labels))
 
 
 def read_names(labels: Labels) -> Sequence[str]:

@@ -13,13 +13,15 @@ import numpy as np
 from refvit.errors import WeightsError
 from refvit.graph.ir import Array
 from refvit.models import architecture, config_from_dict
+from refvit.stored import of_checkpoint
 from refvit.vision.labels import check_labels, default_labels
 from refvit.vision.postprocess import from_dict as post_from_dict
 from refvit.vision.postprocess import replaced
 from refvit.vision.preprocess import Preprocess
 from refvit.weights.check import differences, require
 from refvit.weights.readers.checkpoint import Checkpoint, read_checkpoint
-from refvit.weights.store import Weights, frozen
+from refvit.weights.readers.torch_state import strip_prefix
+from refvit.weights.store import KEY, Weights, frozen
 from weights_convert import (
     hrnet,
     hrnet_openmmlab,
@@ -47,7 +49,8 @@ LAYOUTS = (
     *hrvit.LAYOUTS,
 )
 
-PREFIXES = ("module.", "model.", "backbone.", "net.")
+PREFIXES = ("module.", "model.", "backbone.", "net.", "_orig_mod.")  # the last is that of torch.compile
+MAX_PREFIXES = 4  # one behind the other
 LEFT_OUT = "left_out"  # in the source: names of tensors that no model has, by the reason
 SHOWN = 3  # names in a message
 
@@ -131,13 +134,16 @@ def convert_file(path: str | os.PathLike[str], *, key: str | None = None, check_
 
     The other options are those of `convert`; they go before what is written beside the tensors: in the metadata of a file that
     `export_file` wrote, in config.json and preprocessor_config.json of a folder, in the same of transformers beside a file of
-    transformers. The file's name and sha256 are recorded as its source, of shards as `Checkpoint` has them.
+    transformers. The file's name and sha256 are recorded as its source, of shards as `Checkpoint` has them. A file of refvit's
+    own gives what was recorded in it, checked, with these options in place.
     """
     return convert_checkpoint(read_checkpoint(path, key=key, check_crc=check_crc), folder=Path(path), **options)
 
 
 def convert_checkpoint(checkpoint: Checkpoint, *, folder: Path | None = None, **options: Any) -> Weights:
     """Convert what `read_checkpoint` gave. folder: where its configuration lies, if that is a folder."""
+    if KEY in checkpoint.metadata:
+        return of_checkpoint(checkpoint, **options)
     source: dict[str, Any] = {"file": checkpoint.file.name, "sha256": checkpoint.sha256}
     if checkpoint.wrappers:
         source["key"] = ".".join(checkpoint.wrappers)
@@ -154,25 +160,28 @@ def convert_checkpoint(checkpoint: Checkpoint, *, folder: Path | None = None, **
 
 
 def recognise(state: Mapping[str, Array]) -> tuple[Layout, str]:
-    """The one layout that matches, and the prefix of all names without which it does: trainers put one before a model's own.
+    """The one layout that matches, and the prefix of all names without which it does: trainers put some before a model's own.
 
     WeightsError names the nearest if none does, and all if several do.
     """
-    for prefix in ("", *PREFIXES):
-        if state and all(name.startswith(prefix) for name in state):
-            names = {name.removeprefix(prefix): a for name, a in state.items()} if prefix else state
-            found = [layout for layout in LAYOUTS if layout.matches(names)]
-            if len(found) == 1:
-                return found[0], prefix
-            if found:
-                each = []
-                for layout in found:
-                    own = layout.signature.difference(*(other.signature for other in found if other is not layout))
-                    each.append(f"{layout.name} (by {', '.join(sorted(own or layout.signature)[:SHOWN])})")
-                raise WeightsError(
-                    f"these {len(names)} tensors have the names of {len(found)} layouts, {' and '.join(each)}; the names "
-                    "decide: keep those of one model in a file of their own"
-                )
+    prefix, names = "", state
+    for _ in range(1 + MAX_PREFIXES):
+        found = [layout for layout in LAYOUTS if layout.matches(names)]
+        if len(found) == 1:
+            return found[0], prefix
+        if found:
+            each = []
+            for layout in found:
+                own = layout.signature.difference(*(other.signature for other in found if other is not layout))
+                each.append(f"{layout.name} (by {', '.join(sorted(own or layout.signature)[:SHOWN])})")
+            raise WeightsError(
+                f"these {len(names)} tensors have the names of {len(found)} layouts, {' and '.join(each)}; the names "
+                "decide: keep those of one model in a file of their own"
+            )
+        names, more = strip_prefix(names, PREFIXES)
+        if not more:
+            break
+        prefix += more
     few = ", ".join(f"{name:.80}" for name in list(state)[:3]) or "none at all"
     lacking = {layout: sorted(layout.signature - state.keys()) for layout in LAYOUTS}
     nearest = min(LAYOUTS, key=lambda layout: (len(lacking[layout]) / len(layout.signature), layout.name))

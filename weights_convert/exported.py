@@ -19,8 +19,9 @@ from refvit.models import architecture, config_from_dict
 from refvit.vision.labels import check_labels
 from refvit.vision.postprocess import from_dict as post_from_dict
 from refvit.vision.preprocess import Preprocess
+from refvit.weights.readers.safetensors import strict_json
 from refvit.weights.store import Weights, digest
-from weights_convert.sidecar import Sidecar, parsed
+from weights_convert.sidecar import Sidecar
 
 KEY = "refvit_export"  # in the metadata of safetensors
 FORMAT_VERSION = 1
@@ -65,7 +66,7 @@ def read_record(metadata: Mapping[str, str], tensors: Mapping[str, Array]) -> Si
     if KEY not in metadata:
         return None
     try:
-        found = parsed(metadata[KEY].encode())
+        found = strict_json(metadata[KEY].encode())
         if found["format_version"] > FORMAT_VERSION:
             raise WeightsError(
                 f"its {KEY} metadata have format {found['format_version']}; this refvit reads up to {FORMAT_VERSION}: "

@@ -97,7 +97,12 @@ def lines(found: dict[str, Any]) -> list[str]:
         sizes = "x".join(map(str, check["input"]))
         rows.append(("self-check", f"{sizes} -> {name} {'x'.join(map(str, y['shape']))}, {y['least']:.4g} to {y['most']:.4g}"))
     width = max(len(head) for head, _ in rows)
-    return [f"{head:<{width}}  {text}" for head, text in rows]
+    return [_printable(f"{head:<{width}}  {text}") for head, text in rows]
+
+
+def _printable(text: str) -> str:
+    """Without characters that a terminal would obey: names come out of files."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def _plain(value: Any) -> str:

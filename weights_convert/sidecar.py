@@ -10,7 +10,6 @@ so it is used where file and config.json are both of transformers, and then has 
 from __future__ import annotations
 
 import difflib
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -19,7 +18,7 @@ from typing import Any
 
 from refvit.errors import WeightsError
 from refvit.models import ARCHITECTURES
-from refvit.weights.readers.safetensors import parse_json
+from refvit.weights.readers.safetensors import strict_json
 
 GELU = {"gelu": "none", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu_fast": "tanh"}
 FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box"}  # Pillow's numbers
@@ -29,6 +28,7 @@ _VIT = {
     "image_size": "image_size",
     "patch_size": "patch_size",
     "num_hidden_layers": "depth",
+    "hidden_size": "embed_dim",
 }
 SAME = {  # by model_type: what both configurations say
     "vit": _VIT,
@@ -237,8 +237,14 @@ def _transformers(config: Mapping[str, Any], processor: Mapping[str, Any], folde
         found |= {ours: config[theirs] for theirs, ours in DENSE.items() if theirs in config}
     names = SAME.get(str(config.get("model_type")), {})
     expected = {ours: config[theirs] for theirs, ours in names.items() if theirs in config}
-    if names and "id2label" in config:
-        expected["num_classes"] = len(config["id2label"])
+    counts = [len(config["id2label"])] if "id2label" in config else []
+    counts += [config["num_labels"]] if "num_labels" in config else []
+    if names and counts:
+        expected["num_classes"] = counts[0]
+        if counts[-1] != counts[0]:
+            raise WeightsError(
+                f"{folder / NAMES[0]}: id2label names {counts[0]} classes, and num_labels is {counts[1]!r:.60}; mend it"
+            )
     if "MobileViTForImageClassification" in (config.get("architectures") or []) and "output_stride" in config:
         expected["output_stride"] = config["output_stride"]
     if config.get("model_type") == "mobilevit" and "patch_size" in config:
@@ -310,19 +316,9 @@ def _read(path: Path) -> dict[str, Any]:
             return {}
         if path.stat().st_size > LIMIT:
             raise ValueError(f"{path.stat().st_size} bytes are too many for a configuration")
-        data = parsed(path.read_bytes())
+        data = strict_json(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise WeightsError(f"{path}: not readable as JSON ({error}); get the file again, or move it away") from error
     if not isinstance(data, dict):
         raise WeightsError(f"{path}: a JSON object expected, got {type(data).__name__}")
-    return data
-
-
-def parsed(text: bytes) -> Any:
-    """JSON as `parse_json` has it, all of whose text is Unicode and whose numbers are finite. ValueError otherwise."""
-    try:
-        data = parse_json(text)
-    except WeightsError as error:
-        raise ValueError(str(error)) from error
-    json.dumps(data, ensure_ascii=False, allow_nan=False).encode()
     return data

@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
-import os
-from pathlib import Path
 from typing import Any
 
-from refvit.cli.common import OK, add_preprocessing, preprocessing, printable, say, setting
-from refvit.errors import ConfigError
-from refvit.loading import find, named, sort
-from refvit.weights import store
-from refvit.weights.embedded import EMBEDDED
-from refvit.weights.hub import known
+import refvit
+from refvit.cli.common import OK, add_preprocessing, preprocessing, say, setting
+from refvit.loading import sort
 
 
 def add(verbs: Any) -> None:
@@ -57,35 +51,22 @@ def add(verbs: Any) -> None:
 
 
 def _convert(args: argparse.Namespace) -> int:
-    from weights_convert.export import export_file
-    from weights_convert.report import lines, report
-
-    if args.output and Path(args.output).suffix not in (".safetensors", ".npz" if args.to else ".safetensors"):
-        raise ConfigError(f"--output {args.output}: a name ending in .safetensors expected")
-    if args.to and not args.output:
-        raise ConfigError("--to: needs -o OUT.safetensors")
-    if args.output and os.path.isdir(args.output):
-        raise ConfigError(f"--output {args.output}: a folder; give the name of a file")
-    if args.dtype not in (None, *store.DTYPES):
-        raise ConfigError(f"--dtype: {', '.join(store.DTYPES)} expected, got {args.dtype!r}")
-    overrides = sort(preprocessing(args) | dict(args.set))
-    if not os.path.lexists(args.source) and (known(args.source) or args.source in EMBEDDED):
-        if args.model or args.tag or args.key:
-            raise ConfigError(f"{args.source} says the model, its tag and its file: leave --model, --tag and --key out")
-        weights = find(args.source, None, overrides)
-    else:
-        reading = {"key": args.key, "check_crc": not args.no_crc}
-        weights = find(args.model, args.source, overrides, tag=args.tag, **reading)
-    if args.labels is not None:
-        weights = named(weights, args.labels)
-    if args.dtype is not None:
-        weights = dataclasses.replace(weights, params=weights.astype(args.dtype))
-    found = report(weights, check=not args.no_check)
-    if args.output and args.to:
-        done = export_file(weights, args.to, args.output, told=args.told)
-        found["exported"] = {"layout": done.layout, "notes": list(done.notes)}
-    elif args.output:
-        store.save(weights, args.output)
-    print(json.dumps(found) if args.json else "\n".join(printable(line) for line in lines(found)))
-    say(f"saved {args.output}" if args.output else "nothing was written; give -o OUT.safetensors")
+    fields = preprocessing(args) | dict(args.set)
+    sort(fields)  # none of them is called like an argument that `refvit.convert` has beside them
+    report = refvit.convert(
+        args.source,
+        args.output,
+        model=args.model,
+        tag=args.tag,
+        dtype=args.dtype,
+        to=args.to,
+        told=args.told,
+        labels=args.labels,
+        key=args.key,
+        check_crc=not args.no_crc,
+        check=not args.no_check,
+        **fields,
+    )
+    print(json.dumps(report.to_dict()) if args.json else report)
+    say("nothing was written; give -o OUT.safetensors" if args.output is None else f"saved {args.output}")
     return OK

@@ -13,7 +13,7 @@ import math
 import operator
 from dataclasses import dataclass
 
-from refvit.errors import ShapeError
+from refvit.errors import ConfigError, ShapeError
 from refvit.graph.ir import Array
 from refvit.graph.trace import block
 from refvit.models.hrnet import classifier, classifier_parameters, conv_bn, conv_bn_parameters
@@ -22,6 +22,9 @@ from refvit.ops import batch_norm, concat, conv2d, gelu, hardswish, layer_norm, 
 from refvit.weights.params import Params
 
 Pyramid = tuple[int, int, int, int]
+
+
+MAX_STRIPE = 32
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,10 @@ class HRViTConfig:
     head_width: int = 256  # channels of a segmentation head
     num_classes: int = 1000
     eps: float = 1e-5  # of every norm
+
+    def __post_init__(self) -> None:
+        if max(self.stripes) > MAX_STRIPE:  # no tensor has this size, and memory grows with it
+            raise ConfigError(f"stripes up to {MAX_STRIPE} wide expected, got {self.stripes}")
 
     @property
     def blocks(self) -> tuple[tuple[int, ...], ...]:

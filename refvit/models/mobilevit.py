@@ -26,6 +26,8 @@ from refvit.ops import (
 )
 from refvit.weights.params import Params
 
+MAX_RATE, MAX_PATCH, MAX_HEADS = 256, 64, 16  # no tensor's shape tells these, and memory grows with them
+
 
 @dataclass(frozen=True)
 class MobileViTConfig:
@@ -55,6 +57,11 @@ class MobileViTConfig:
             raise ConfigError(
                 f'output_stride 8, 16 or 32 and dilation_rule "cvnets" or "timm" expected, got {self.output_stride} '
                 f"and {self.dilation_rule!r}"
+            )
+        if max(self.rates) > MAX_RATE or max(self.patch) > MAX_PATCH or self.num_heads > MAX_HEADS:
+            raise ConfigError(
+                f"rates up to {MAX_RATE}, a patch up to {MAX_PATCH}x{MAX_PATCH} and up to {MAX_HEADS} heads expected, got "
+                f"{self.rates}, {self.patch} and {self.num_heads}"
             )
 
     @property

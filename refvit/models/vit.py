@@ -26,6 +26,9 @@ POSITION_RESIZE: dict[str, dict[str, Any]] = {
 }
 
 
+MAX_HEADS = 64
+
+
 @dataclass(frozen=True)
 class ViTConfig:
     """Fields after `distilled` differ between published checkpoints of one architecture and are recorded with the weights."""
@@ -48,6 +51,8 @@ class ViTConfig:
                 f'gelu "none" or "tanh" and position_resize one of {", ".join(POSITION_RESIZE)} expected, got {self.gelu!r} '
                 f"and {self.position_resize!r}"
             )
+        if self.num_heads > MAX_HEADS:  # no tensor has this size, and memory grows with it
+            raise ConfigError(f"up to {MAX_HEADS} heads expected, got {self.num_heads}")
 
     @property
     def grid(self) -> int:

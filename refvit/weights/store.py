@@ -22,9 +22,10 @@ import numpy as np
 from refvit.errors import WeightsError
 from refvit.files import write_atomic
 from refvit.graph.ir import Array
-from refvit.weights.readers.safetensors import read_safetensors
+from refvit.weights.readers.safetensors import read_safetensors, strict_json
 
 FORMAT_VERSION = 1
+KEY = "refvit"  # in the metadata of safetensors
 DTYPES = ("float16", "float32", "float64")
 CODES = {"float16": "F16", "float32": "F32", "float64": "F64", "int64": "I64"}  # of the safetensors format
 
@@ -88,7 +89,7 @@ def _header_digest(header: Mapping[str, Any]) -> str:
 def save(weights: Weights, path: str | os.PathLike[str], *, dtype: str | None = None) -> Path:
     """Write `weights` to `path`, tensors as `dtype` (default: as they are). An existing file is replaced in one step.
 
-    WeightsError if the dtype is unknown or a value does not fit into it.
+    WeightsError if the dtype is unknown or a value does not fit into it, or if something else is no JSON.
     """
     path = Path(path)
     params = weights.params
@@ -107,8 +108,14 @@ def save(weights: Weights, path: str | os.PathLike[str], *, dtype: str | None = 
         "source": dict(weights.source),
         "sha256": weights.sha256 if params is weights.params else digest(params),
     }
+    try:
+        json.dumps(header, ensure_ascii=False, allow_nan=False).encode()
+    except (TypeError, ValueError) as error:
+        raise WeightsError(
+            f"{path}: what belongs to these weights cannot be written as JSON ({error}); change this label or field"
+        ) from error
     header["header_sha256"] = _header_digest(header)
-    write_atomic(path, serialised(params, {"refvit": json.dumps(header)}))
+    write_atomic(path, serialised(params, {KEY: json.dumps(header)}))
     return path
 
 
@@ -133,14 +140,16 @@ def load(path: str | os.PathLike[str]) -> Weights | None:
     WeightsError if the file is corrupt, its digest is wrong or its format is newer than this version of refvit.
     """
     params, metadata = read_safetensors(path)
-    return parse(path, params, metadata) if "refvit" in metadata else None
+    return parse(path, params, metadata) if KEY in metadata else None
 
 
 def parse(path: str | os.PathLike[str], params: Mapping[str, Array], metadata: Mapping[str, str]) -> Weights:
     """Weights of the tensors and metadata that a file of refvit's holds; errors as in `load`."""
     try:
-        header = json.loads(metadata["refvit"])
+        header = strict_json(metadata[KEY].encode())
         version = header["format_version"]
+        if type(version) is not int or version < 1:
+            raise ValueError(f"format_version is {version!r:.40}")
         if version > FORMAT_VERSION:
             raise WeightsError(
                 f"{path}: written in weights format {version}; this refvit reads up to {FORMAT_VERSION}: upgrade refvit"
@@ -159,8 +168,12 @@ def parse(path: str | os.PathLike[str], params: Mapping[str, Array], metadata: M
             if not isinstance(fields[name], kind):
                 raise ValueError(f"{name} is {fields[name]!r:.40}")
         labels = fields.pop("labels")
-        if not all(isinstance(name, str) for name in [*(labels or ()), *fields["source"].get("assumed", ())]):
-            raise ValueError("labels and assumed fields must be names")
+        assumed, left_out = fields["source"].get("assumed", []), fields["source"].get("left_out", {})
+        if not isinstance(left_out, dict):
+            raise ValueError(f"source.left_out is {left_out!r:.40}")
+        for what, names in (("labels", labels or []), ("source.assumed", assumed), *left_out.items()):
+            if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+                raise ValueError(f"a list of names expected in {what:.40}, it has {names!r:.40}")
         weights = Weights(labels=None if labels is None else tuple(labels), params=params, **fields)
         expected, header_expected, header_found = header["sha256"], header["header_sha256"], _header_digest(header)
     except (KeyError, TypeError, ValueError, RecursionError) as error:

@@ -440,6 +440,20 @@ def test_convert(run, server, folders, checkpoint, case):
     assert code == 2 and "say which, as in hf://somebody/many/a.pth" in err
 
 
+def test_convert_in_python(run, server, folders, checkpoint):
+    server.publish(ID, model__safetensors=checkpoint)
+    report = refvit.convert(f"{ID}@main", "a.safetensors", tag="mine", check=False).to_dict()
+    assert report == json.loads(run("convert", ID, "-o", "b.safetensors", "--tag", "mine", "--no-check", "--json")[1])
+    assert (report["source"]["repository"], report["source"]["revision"]) == (ID, COMMIT)
+    assert Path("a.safetensors").read_bytes() == Path("b.safetensors").read_bytes()
+    with pytest.raises(WeightsError, match="access denied"):
+        refvit.convert("somebody/gone", "c.safetensors")
+    server.publish("somebody/own", model__safetensors=Path("a.safetensors").read_bytes())
+    again = refvit.convert("somebody/own", check=False, resize=300).to_dict()
+    assert again["model"] == "mobilevit_xxs.mine" and again["preprocess"] == {**report["preprocess"], "resize": 300}
+    assert again["source"]["repository"] == "somebody/own" and again["source"]["layout"] == "mobilevit.timm"
+
+
 def test_infer(run, server, folders, tmp_path):
     small = dataclasses.replace(load_embedded("mobilevit_xxs.cifar10"), tag="other")
     server.publish(ID, model__safetensors=store.save(small, tmp_path / "a.safetensors").read_bytes())

@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from refvit import files
 from refvit.errors import WeightsError
-from refvit.weights.store import FORMAT_VERSION, Weights, digest, load, read_safetensors, save
+from refvit.weights.store import FORMAT_VERSION, Weights, _header_digest, digest, load, read_safetensors, save
 
 RNG = np.random.default_rng(1)
 PARAMS = {
@@ -287,6 +287,54 @@ def test_a_wrong_digest_is_told(tmp_path, file):
     path = patched(tmp_path / "a.safetensors", file, sha256="f" * 64)
     with pytest.raises(WeightsError, match=r"sha256 .* expected"):
         load(path)
+
+
+def rewritten(path, file_bytes, change):
+    """The file with other refvit metadata, under the digest that belongs to them; `change` is of their text."""
+    Path(path).write_bytes(file_bytes)
+    tensors, metadata = read_safetensors(path)
+    text = change(metadata["refvit"])
+    header = json.loads(text)
+    text = text.replace(header["header_sha256"], _header_digest(header))
+    save_file({n: a.copy() for n, a in tensors.items()}, path, {"refvit": text})
+    return path
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"tag": "made_up"', '"tag": "a", "tag": "made_up"', "the key 'tag' twice"),
+        ("Katze", "\\ud800", "surrogates"),
+        ('"x.pth"', '["\\ud800"]', "surrogates"),
+        ('"eps": 1e-05', '"eps": NaN', "NaN"),
+        ('"eps": 1e-05', '"eps": 1e999', "not JSON compliant"),
+        ('"eps": 1e-05', '"eps": ' + "[" * 70 + "]" * 70, "more than 64 deep"),
+        ('"format_version": 1', '"format_version": -1', "format_version is -1"),
+        ('"format_version": 1', '"format_version": 0', "format_version is 0"),
+        ('"format_version": 1', '"format_version": true', "format_version is True"),
+        ('"format_version": 1', '"format_version": 0.5', "format_version is 0.5"),
+        ('"file": "x.pth"', '"assumed": {"file": 1}', "list of names expected in source.assumed"),
+        ('"file": "x.pth"', '"left_out": {"why": "x"}', "list of names expected in why"),
+    ],
+)
+def test_metadata_that_are_read_differently_or_not_at_all(tmp_path, file, old, new, message):
+    assert load(rewritten(tmp_path / "a.safetensors", file, lambda text: text)).tag == "made_up"
+
+    def change(text):
+        assert old in text
+        return text.replace(old, new)
+
+    with pytest.raises(WeightsError, match=f"metadata is damaged .*{message}"):
+        load(rewritten(tmp_path / "a.safetensors", file, change))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"labels": ("\ud800", "b")}, {"config": {"eps": float("nan")}}, {"source": {"a": np.float32(1)}}], ids=str
+)
+def test_what_could_not_be_read_is_not_written(tmp_path, changes):
+    with pytest.raises(WeightsError, match="cannot be written as JSON"):
+        save(weights(**changes), tmp_path / "a.safetensors")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("key", ["format_version", "model", "tag", "config", "preprocess", "labels", "source", "sha256"])

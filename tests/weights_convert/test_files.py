@@ -75,15 +75,25 @@ def test_a_wrapped_file_says_so(xxs, tmp_path):
     assert weights.source["key"] == "module." and weights.source["file"] == "best.pth"
 
 
-@pytest.mark.parametrize("prefix", ["module.", "model.", "net.", "backbone."])
+@pytest.mark.parametrize(
+    "prefix",
+    ["module.", "model.", "net.", "backbone.", "_orig_mod.", "module.model.", "_orig_mod.module.", "model.net._orig_mod."],
+)
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
 def test_a_prefix_of_all_names_is_taken_off(xxs, tmp_path, prefix, suffix):
     loaded = refvit.load("mobilevit_xxs", write({prefix + k: v for k, v in xxs.items()}, tmp_path / f"a{suffix}"))._weights
     assert loaded.sha256 == refvit.load("mobilevit_xxs", xxs)._weights.sha256
-    assert prefix in (loaded.source.get("prefix"), loaded.source.get("key"))
+    assert prefix == loaded.source.get("key", "") + loaded.source.get("prefix", "")
     mixed = {k if i else prefix + k: v for i, (k, v) in enumerate(xxs.items())}
     with pytest.raises(WeightsError):
         refvit.load("mobilevit_xxs", write(mixed, tmp_path / f"b{suffix}"))
+
+
+def test_prefixes_without_end_are_not_taken_off(tmp_path):
+    """In bounded time, whatever the length of the names."""
+    state = {"module." * 100 + name: np.zeros(2, np.float32) for name in ("a", "b")}
+    with pytest.raises(WeightsError, match="the layout is not one of the"):
+        refvit.load(None, write(state, tmp_path / "a.safetensors"))
 
 
 @pytest.mark.parametrize("length", [0x10708, 0x10808, 0x1017B, 0x18B1F])
@@ -237,7 +247,9 @@ def test_other_files_are_told_apart(run, tmp_path, content, message):
     ("arguments", "message"),
     [
         (("-o", "x.pth"), "ending in .safetensors expected"),
-        (("--to", "timm"), "--to: needs -o"),
+        (("--to", "timm"), "--to needs --output FILE"),
+        (("--told", "gelu"), "--told needs --to LAYOUT"),
+        (("-o", ""), "ending in .safetensors expected as --output"),
         (("--to", "keras", "-o", "x.safetensors"), "keras"),
         (("--model", "vit_tiny_patch16_224"), "not vit_tiny_patch16_224"),
         (("--dtype", "int8"), "int8"),

@@ -50,7 +50,10 @@ def test_what_transformers_writes_reaches_the_weights(tmp_path, golden):
     assert given.preprocess.resize == (224, 224) and given.labels[0] == "x"
 
 
-@pytest.mark.parametrize(("field", "value"), [("num_attention_heads", 12), ("image_size", 384), ("num_hidden_layers", 3)])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("num_attention_heads", 12), ("image_size", 384), ("num_hidden_layers", 3), ("hidden_size", 384), ("num_labels", 10)],
+)
 def test_a_configuration_of_another_model_is_refused(tmp_path, golden, field, value):
     state = golden("vit_tiny_patch16_224.transformers").state()
     config = {"model_type": "vit", "num_attention_heads": 3, "image_size": 224, "patch_size": 16, "num_hidden_layers": 12}
@@ -227,6 +230,7 @@ def test_segmentation_answers_for_whole_images_whatever_the_processor_crops(tmp_
         ("[" * 100_000, None, "not readable as JSON"),
         ({"id2label": {"1": "a"}}, None, "id2label must name the classes 0 to n - 1"),
         ({"id2label": ["a"]}, None, "id2label must name"),
+        ({"model_type": "vit", "id2label": {"0": "a"}, "num_labels": 2}, None, "id2label names 1 classes, and num_labels is 2"),
         ({"model_type": "vit", "hidden_act": "relu"}, None, "hidden_act 'relu'; refvit's ViT knows gelu"),
         ({"model_type": "vit", "qkv_bias": False}, None, "qkv_bias False"),
         ({"model_type": "mobilevit", "hidden_act": "relu"}, None, "MobileViT has silu"),

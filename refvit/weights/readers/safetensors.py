@@ -29,6 +29,7 @@ from refvit.weights.readers.limits import (
 )
 
 MAX_HEADER = 100_000_000  # bytes, by the format
+MAX_DEPTH = 64  # of objects and lists in each other, where what was read is shown or written again
 FIELDS = {"dtype", "shape", "data_offsets"}
 DTYPES = {
     "F64": "<f8",
@@ -93,6 +94,22 @@ def parse_json(text: bytes) -> Any:
     if sum(map(text.count, (b",", b"[", b"{"))) > 16 * MAX_ENTRIES:  # they cost 20 times their size as Python objects
         raise WeightsError(f"its JSON holds more than {16 * MAX_ENTRIES} values; a file of weights needs fewer")
     return json.loads(text.decode(), object_pairs_hook=_unique, parse_int=_integer, parse_constant=_no_constant)
+
+
+def strict_json(text: bytes) -> Any:
+    """JSON as `parse_json` has it, all of whose text is Unicode, whose numbers are finite and which is nested no deeper than
+    MAX_DEPTH: whatever is read can be written again. ValueError otherwise."""
+    try:
+        data = parse_json(text)
+    except WeightsError as error:
+        raise ValueError(str(error)) from error
+    level = [data]
+    for _ in range(MAX_DEPTH):
+        level = [v for x in level if isinstance(x, (dict, list)) for v in (x.values() if isinstance(x, dict) else x)]
+    if level:
+        raise ValueError(f"its JSON is nested more than {MAX_DEPTH} deep")
+    json.dumps(data, ensure_ascii=False, allow_nan=False).encode()
+    return data
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
