@@ -22,6 +22,12 @@ class Target:
     rows: int
     panel: int
 
+    @property
+    def tiles(self) -> dict[int, int]:
+        """Rows of the largest register tile by its number of vectors; one more than in a panel where one would be left over."""
+        usual = self.panel // self.lanes
+        return {vectors: self.rows * usual // max(usual, vectors) for vectors in range(1, usual + 2)}
+
 
 # feature, first match: lanes, rows, vectors in a panel. Accumulators, panel and one operand fill the registers
 TILES = (("avx512f", 16, 14, 2), ("avx2", 8, 6, 2), ("avx", 8, 6, 2), ("neon", 4, 10, 2), ("", 4, 6, 2))

@@ -12,6 +12,7 @@ import functools
 import hashlib
 import importlib
 import importlib.metadata
+import itertools
 import logging
 import os
 import sys
@@ -77,6 +78,7 @@ class Objects:
     def compile(self, name: str) -> bytes:
         """The object code of one kernel."""
         module = llvm.parse_assembly(source(name))
+        _keep_only(module, symbol(name))
         module.triple = llvm.get_process_triple()
         module.verify()
         passes = llvm.create_pass_builder(self._machine, llvm.create_pipeline_tuning_options(speed_level=3))
@@ -85,15 +87,27 @@ class Objects:
         return code
 
 
+def _keep_only(module: llvm.ModuleRef, kernel: str) -> None:
+    """Make everything but the kernel private to its object.
+
+    Numba numbers functions by the order in which a process compiles them, and all closures of one factory have one name. The
+    same weak symbol may therefore be two functions in objects from two processes, and the linker would take either for both.
+    """
+    number = itertools.count()
+    for value in [*module.functions, *module.global_variables]:
+        if not value.is_declaration and value.name != kernel:
+            value.linkage = "internal"
+            value.name = f"{kernel}_{next(number)}"  # not Numba's name: equal code is then equal bytes
+
+
 def everything() -> list[str]:
     """The names of all kernels, and of the microkernels of every size that a plan may ask for."""
     names = []
     for path in sorted((HERE / "kernels").glob("[!_]*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         found = [f for f in tree.body if isinstance(f, ast.FunctionDef) and not f.decorator_list]
-        names += [f"{path.stem}.{f.name}" for f in found if [a.arg for a in f.args.args] == ["a", "unit", "scratch"]]
-    vectors = range(1, target().panel // target().lanes + 1)
-    return names + [f"tile_{m}x{v}" for v in vectors for m in range(1, target().rows + 1)]
+        names += [f"{path.stem}.{f.name}" for f in found if [a.arg for a in f.args.args][::2] == ["a", "scratch"]]
+    return names + [tile_name(m, v) for v, most in target().tiles.items() for m in range(1, most + 1)]
 
 
 def symbol(name: str) -> str:

@@ -129,11 +129,6 @@ def _panels(k: int) -> tuple[int, int, int]:
     return vectors if panels > 1 else registers, panels, registers - (panels - 1) * vectors
 
 
-def _most(vectors: int) -> int:
-    """Rows of the largest register tile with that many vectors."""
-    return target().rows * 2 // max(2, vectors)
-
-
 def winograd(
     x: Place, packed: Packed, bias: Array | None, out: Place, padding: int, *, threads: int,
     residual: Place | None = None, relu: bool = False, act: int = 0,
@@ -171,12 +166,12 @@ def winograd(
     args: list[Argument] = [
         *strides(x), *strides(out), *strides(residual), Address(packed.weight), Address(biases),
         h, w, c, p, q, k, padding, tiles, across, down * across, runs, packed.panels, groups,
-        wide, last, _most(wide), _most(last), bits(0.0 if relu or act == 1 else -math.inf), act,
+        wide, last, target().tiles[wide], target().tiles[last], bits(0.0 if relu or act == 1 else -math.inf), act,
         row, v_place, m_tile, math.isqrt(places), TABLES, patch, m, v,
     ]  # fmt: skip
     for vectors, used in ((wide, packed.panels > 1), (last, True)):
-        rows = register_tiles(tiles, runs, _most(vectors)) if used else set()
-        args += [Function(f"tile_{r}x{vectors}") if r in rows else 0 for r in range(1, _most(vectors) + 1)]
+        rows = register_tiles(tiles, runs, target().tiles[vectors]) if used else set()
+        args += [Function(f"tile_{r}x{vectors}") if r in rows else 0 for r in range(1, target().tiles[vectors] + 1)]
     reads = [x.buffer, packed.weight, biases, *([] if residual is None else [residual.buffer])]
     macs = n * p * q * 9 * c * k  # of the convolution that it stands for
     return [Instruction(f"winograd.{form.name}", args, runs * groups, reads, [out.buffer], v + places * v_place, macs=macs)]

@@ -81,6 +81,48 @@ def test_the_key_follows_every_file_and_the_processor(tmp_path, monkeypatch):
     assert len(set(keys)) == len(keys)
 
 
+COMPILE = """
+import hashlib, json, sys
+from refvit.backends.numba.objects import Objects
+objects = Objects()
+print(json.dumps({name: hashlib.sha256(objects.compile(name)).hexdigest() for name in sys.argv[1:]}))
+"""
+
+
+def test_the_order_of_compilation_does_not_matter():
+    """Two kernels with the same helpers, which Numba numbers by the order in which it meets them."""
+    names = ["shortcut.shortcut", "combine.one"]
+    seen = []
+    for order in (names, names[::-1]):
+        done = subprocess.run([sys.executable, "-c", COMPILE, *order], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        seen.append(json.loads(done.stdout))
+    assert seen[0] == seen[1]
+
+
+@pytest.mark.parametrize("name", ["combine.one", "team.work", "tile_3x1"])
+def test_an_object_shows_its_kernel_and_nothing_else(name):
+    """A helper that the linker could see would be shared with objects where the same name is another function."""
+    code = objects._read(name) or objects.Objects().compile(name)
+    text = code.replace(objects.symbol(name).encode(), b"")
+    assert text != code
+    assert b"NumbaEnv" not in text
+    assert b"elementary" not in text
+
+
+def test_warmup_leaves_nothing_to_compile(run):
+    code, _, err = run("warmup")
+    assert code == 0, err
+    script = (
+        "import refvit\n"
+        "from refvit.backends.numba import objects\n"
+        "objects.Objects.compile = lambda self, name: exit(name)\n"
+        "refvit.load('mobilevit_xxs.cifar10', backend='numba').infer('examples/cat.jpg')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_an_edited_kernel_is_never_stale(tmp_path):
     """Another process with another version of a kernel's source, and the same cache."""
     source = Path(objects.HERE).parents[1]
