@@ -64,13 +64,20 @@ def speed(entries: list[Entry]) -> str:
     head = ["model", *[f"{n}, ms" for n in names], "ratio", "GFLOP/s", "% of peak"]
     rows = []
     for e in entries:
-        times = [median(e, name) for name in names]
+        times = [spread(e, name) for name in names]
         own = median(e, "refvit")
         rate = 2e-6 * e["macs"] / own if own else None
         share = 100 * rate / e["peak_gflops_highest"] if rate else None  # a peak that was disturbed is none
         label = f"{e['model']}, {e['shape'][2]}x{e['shape'][3]}"
-        rows.append([label, *map(show, times), show(ratio(e), 2), show(rate, 0), show(share, 0)])
+        rows.append([label, *times, show(ratio(e), 2), show(rate, 0), show(share, 0)])
     return table(head, rows)
+
+
+def spread(entry: Entry, runtime: str) -> str:
+    """The median, and the tenth and ninetieth percentile: 5.9 (5.1-7.0)"""
+    found = entry.get("runtimes", {}).get(runtime, {})
+    middle = median(entry, runtime)
+    return "-" if middle is None else f"{show(middle)} ({show(found.get('p10_ms'))}-{show(found.get('p90_ms'))})"
 
 
 def readme(result: dict[str, Any]) -> str:

@@ -195,7 +195,7 @@ def list_models(pattern: str = "*", task: str | None = None) -> list[ModelInfo]:
 
 
 def info() -> dict[str, Any]:
-    """Versions, the machine, and for each backend whether it can be used here, or else why not and what to do."""
+    """Versions, the machine, for each backend whether it can be used here, or else why not and what to do, and what it uses."""
     from importlib.metadata import PackageNotFoundError, version
 
     from refvit import __version__
@@ -214,5 +214,6 @@ def info() -> dict[str, Any]:
         "processors": affinity,
         "libraries": libraries,
         "backends": {name: backends.reason(name) or "usable" for name in backends.BACKENDS},
+        "numba": backends.get("numba").facts() if backends.reason("numba") is None else {},
         "embedded": list(EMBEDDED),
     }

@@ -66,7 +66,9 @@ class Model:
             self.task, self.config.num_classes, self.labels, self.preprocess, self.postprocess, arch.multiple, align_corners
         )
         check(self._facts)
-        self._executable = functools.lru_cache(SHAPES)(self._compile)
+        # of what it needs and not of the model, which would then be held by itself until the collector runs
+        compile_shape = functools.partial(_compile, self._backend, self.threads, self._forward, self._params, self.config)
+        self._executable = functools.lru_cache(SHAPES)(compile_shape)
 
     def __reduce__(self) -> Any:
         return functools.partial(Model, backend=self.backend, dtype=self.dtype, threads=self._threads), (self._weights,)
@@ -269,8 +271,9 @@ class Model:
             raise ConfigError(f"{self.name}: {bad} of the {x.size} input values are {what}; finite ones expected")
         return cast
 
-    def _compile(self, shape: Shape) -> Any:
-        return self._backend.compile_graph(self.graph(shape), self.threads)
+
+def _compile(backend: Any, threads: int | None, forward: Any, params: dict[str, Array], config: Any, shape: Shape) -> Any:
+    return backend.compile_graph(trace(forward, shape, params, config=config), threads)
 
 
 def _pair(sources: Iterator[Any], boxes: Any) -> Iterator[tuple[Any, Any]]:

@@ -165,11 +165,13 @@ def test_list_models_patterns():
 
 def test_info():
     facts = refvit.info()
-    assert set(facts) == {"refvit", "python", "platform", "processors", "libraries", "backends", "embedded"}
+    assert set(facts) == {"refvit", "python", "platform", "processors", "libraries", "backends", "numba", "embedded"}
     assert facts["refvit"] == refvit.__version__
     assert facts["backends"] == {"numba": "usable", "numpy": "usable"}
     assert facts["libraries"]["numpy"] == np.__version__
-    assert facts["processors"] >= 1
+    assert facts["processors"] >= facts["numba"]["threads"] >= 1
+    assert facts["numba"]["lanes"] in (4, 8, 16)
+    assert Path(facts["numba"]["kernels"]).name
     json.dumps(facts)
 
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import importlib.util
+import re
 import sys
 from typing import Any
 
 from refvit.errors import BackendError
 
 BACKENDS = {"numba": ("float32",), "numpy": ("float32", "float64", "float16")}  # and dtypes; in the order that "auto" prefers
+
+NUMBA = (0, 62)  # the oldest: older ones declare their functions in another way
 
 
 def reason(name: str) -> str | None:
@@ -19,9 +23,16 @@ def reason(name: str) -> str | None:
     if name == "numba":
         if missing := [m for m in ("numba", "llvmlite") if importlib.util.find_spec(m) is None]:
             return f"{missing[0]} is not installed; pip install numba"
+        if (version := _version("numba")) < NUMBA:
+            return f"numba {'.'.join(map(str, version))} is too old; pip install -U 'numba>={'.'.join(map(str, NUMBA))}'"
         if sys.maxsize < 2**32 or sys.byteorder != "little":
             return "a 64-bit little-endian processor is needed; the numpy backend runs everywhere"
     return None
+
+
+def _version(package: str) -> tuple[int, ...]:
+    """The first two numbers."""
+    return tuple(int(number) for number in re.findall(r"\d+", importlib.metadata.version(package))[:2])
 
 
 def get(name: str, dtype: str = "float32") -> Any:

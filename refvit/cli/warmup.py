@@ -16,7 +16,7 @@ def add(verbs: Any) -> None:
     warmup = verbs.add_parser(
         "warmup",
         help="compile the kernels of the numba backend ahead",
-        description="Compile every kernel for this processor and keep it on disk (REFVIT_CACHE names another folder for that).",
+        description="Compile every kernel for this kind of processor and keep it on disk; REFVIT_CACHE names the folder.",
     )
     warmup.set_defaults(run=_warmup)
     warmup.add_argument("--json", action="store_true", help="one JSON object")

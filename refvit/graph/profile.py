@@ -17,7 +17,9 @@ COLOURS = ("#4878a8", "#b05f3c", "#5f9650", "#8a6aa8", "#a89a4a", "#4a9a9a", "#a
 
 @dataclass(frozen=True)
 class Step:
-    """One step: the node it belongs to, the kernel, seconds, multiply-accumulates, bytes read and written.
+    """One step: the node it belongs to, the kernel, seconds, multiply-accumulates, bytes of the memory it reads and writes.
+
+    A buffer of which it reads a part counts whole. The first step's seconds hold the preparations of a call as well.
 
     Winograd's MACs are those of the convolution that it stands for, so that its GFLOP/s can exceed the machine's.
     """

@@ -55,7 +55,7 @@ def combine(steps: Sequence[Step], inputs: Sequence[Place], out: Place) -> list[
     if len(steps) == 1 and steps[0].op == "resize":
         return resize(inputs[0], out, **steps[0].attrs)
     if len(steps) == 1 and steps[0].op == "broadcast":
-        return copy(_spread(inputs[0], out), out)
+        return copy(inputs[0].broadcast(out.shape), out)
     made: list[Instruction] = []
     for p in _passes(steps, inputs, out):
         made += _emit(p, out)
@@ -119,20 +119,13 @@ def _passes(steps: Sequence[Step], inputs: Sequence[Place], out: Place) -> list[
     return made
 
 
-def _spread(place: Place, out: Place) -> Place:
-    """Repeated to the shape of out, as NumPy broadcasts."""
-    while len(place.axes) < len(out.axes):
-        place = place.expand(0)
-    return place.broadcast(out.shape)
-
-
 def _emit(p: Pass, out: Place) -> list[Instruction]:
     made: list[Instruction] = []
     terms = []
     for t in p.terms:
         alike = t.resize is None or all(b in (1, s) for b, s in zip(t.place.shape[2:], out.shape[2:], strict=True))
         if alike:  # of one pixel every rule makes copies
-            t = Term(_spread(t.place, out))
+            t = Term(t.place.broadcast(out.shape))
         elif t.resize is not None and (p.product or _mode(t) == "other"):
             n, c, h, w = out.shape  # a map of its own for what no pass can read
             whole = dense(Buffer(n * c * h * w), out.shape, (0, 2, 3, 1))
@@ -141,6 +134,12 @@ def _emit(p: Pass, out: Place) -> list[Instruction]:
         terms.append(t)
     if all(t.resize is None for t in terms):
         return [*made, *_sums(p, [t.place for t in terms], out)]
+    for i, t in enumerate(terms):
+        if t.resize is None and not t.place.channels_last:  # one value for many channels, say
+            n, c, h, w = out.shape
+            whole = dense(Buffer(n * c * h * w), out.shape, (0, 2, 3, 1))
+            made += copy(t.place, whole)
+            terms[i] = Term(whole)
     single, double = ([t for t in terms if (_mode(t) == "bilinear") == smooth] for smooth in (False, True))
     while len(single) > 4:
         made.append(_maps(Pass([]), single[:4], [], out))

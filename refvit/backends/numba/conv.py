@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -96,7 +97,7 @@ def conv(
     n, _, h, w = x.shape
     p, q = out.shape[2:]
     pixels = x.stride(0), x.stride(2), x.stride(3)
-    return _dense((n, h, w), x.address, x.buffer, pixels, packed, taps, (p, q), _rows(out), out, residual, relu, act)
+    return _dense((n, h, w), x.address, x.buffer, pixels, packed, taps, (p, q), _rows, out, residual, relu, act)
 
 
 def linear(
@@ -105,7 +106,7 @@ def linear(
     """x (..., d), out and residual (..., k): the last axis has stride 1, the others are rows in the same order of memory."""
     found = matrix(x.axes[:-1])
     rows, step = (1, 0) if found is None else found
-    return _dense((1, 1, rows), x.address, x.buffer, (0, 0, step), packed, Taps(), (1, rows), _matrix(out), out,
+    return _dense((1, 1, rows), x.address, x.buffer, (0, 0, step), packed, Taps(), (1, rows), _matrix, out,
                   residual, relu, act)  # fmt: skip
 
 
@@ -127,13 +128,14 @@ def _rows(place: Place) -> tuple[int, int]:
 
 def _dense(
     size: tuple[int, int, int], address: Address, buffer: Buffer, strides: tuple[int, int, int], packed: Packed, taps: Taps,
-    out_size: tuple[int, int], out_rows: tuple[int, int], out: Place, residual: Place | None, relu: bool, act: str,
+    out_size: tuple[int, int], read: Callable[[Place], tuple[int, int]],
+    out: Place, residual: Place | None, relu: bool, act: str,
 ) -> list[Instruction]:  # fmt: skip
     n, h, w = size
     rows = math.prod(out_size)
     runs, groups = split(n, rows, packed)
     most = target().rows
-    added = None if residual is None else (_rows(residual) if len(residual.axes) == 4 else _matrix(residual))
+    out_rows, added = read(out), None if residual is None else read(residual)
     sizes = {(rows * (i + 1) // runs) - (rows * i // runs) for i in range(runs)}
     tiles: set[int] = set()
     for r in sizes:

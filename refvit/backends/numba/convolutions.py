@@ -35,17 +35,18 @@ def conv2d(low: Lowering, node: Node) -> None:
     x, shape = low.place(low.early.get(name, name)), low.graph.value(weight_name).shape
     k, _, r, s = shape
     n, c = x.shape[:2]
-    if c > FEW_CHANNELS and x.axes[1] and x.stride(1) != 1:
+    stride, dilation = _pair("stride", attrs["stride"], 1), _pair("dilation", attrs["dilation"], 1)
+    (top, bottom), (left, right) = _borders(attrs["padding"])
+    groups = attrs["groups"]
+    few = c <= FEW_CHANNELS and groups == 1 and dilation == (1, 1) and (r, s) != (1, 1)
+    if not few and not x.channels_last:
         x = low.copied(x)
     out = low.result(node, _pixels_in_rows)
     # what is left of the tail reads whole maps: the product then has memory of its own
     value = low.new(node.shape) if tail.rest else out
     residual = None if tail.residual is None else low.place(tail.residual)
     if residual is not None and (residual.shape != node.shape or not _pixels_in_rows(residual)):
-        residual = low.copied(residual) if residual.shape == node.shape else low.copied(residual.broadcast(node.shape))
-    stride, dilation = _pair("stride", attrs["stride"], 1), _pair("dilation", attrs["dilation"], 1)
-    (top, bottom), (left, right) = _borders(attrs["padding"])
-    groups = attrs["groups"]
+        residual = low.copied(residual.broadcast(node.shape))
     if groups == c and k == c and groups > 1:
         weight, bias = _arrays(low, tail, weight_name, bias_name)
         low.emit(depthwise.depthwise(
@@ -54,7 +55,7 @@ def conv2d(low: Lowering, node: Node) -> None:
         ))  # fmt: skip
     elif groups > 1:
         _grouped(low, tail, x, value, weight_name, bias_name, Taps((r, s), stride, (top, left), dilation), groups, residual)
-    elif c <= FEW_CHANNELS and dilation == (1, 1) and (r, s) != (1, 1):
+    elif few:
         _few_channels(low, tail, x, value, weight_name, bias_name, (stride, (top, bottom), (left, right)), residual)
     else:
         form = None
@@ -87,12 +88,11 @@ def _inverted(low: Lowering, node: Node, tail: Tail) -> bool:
     x, attrs = low.place(name), {"stride": 1, "padding": 0, "dilation": 1, **middle.first.attrs}
     stride = _pair("stride", attrs["stride"], 1)
     hidden = low.graph.value(names[0]).shape[0]
-    apart = x.axes[1] and x.stride(1) != 1
     n, _, h, w = x.shape
-    if tail.rest or tail.act != "none" or tail.factor != 1.0 or apart or not inverted.worthwhile(n, h, w, hidden, stride[0]):
+    if tail.rest or tail.act != "none" or tail.factor != 1.0 or not inverted.worthwhile(n, h, w, hidden, stride[0]):
         return False
     residual = None if tail.residual is None else low.place(tail.residual)
-    if residual is not None and residual.shape != node.shape:
+    if not x.channels_last or (residual is not None and (residual.shape != node.shape or not residual.channels_last)):
         return False
 
     def packed() -> inverted.Layers:
@@ -108,7 +108,7 @@ def _inverted(low: Lowering, node: Node, tail: Tail) -> bool:
 
 def _pixels_in_rows(place: Place) -> bool:
     """Channels next to one another, pixels of an image one after the other at one distance."""
-    if len(place.axes) != 4 or any(len(a) > 1 for a in place.axes) or (place.axes[1] and place.stride(1) != 1):
+    if not place.channels_last:
         return False
     found = matrix(place.axes[2:])
     return found is not None and (min(place.shape[2:]) == 1 or place.stride(2) > place.stride(3))

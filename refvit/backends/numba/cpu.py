@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import platform
 from dataclasses import dataclass
 
 import llvmlite.binding as llvm
@@ -44,6 +45,8 @@ def target() -> Target:
         name, features = llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
         known = features
     have = {f.lstrip("+") for f in known.split(",") if not f.startswith("-")}
+    if platform.machine().lower() in ("arm64", "aarch64"):  # part of the architecture; not every system tells its features
+        have.add("neon")
     lanes, rows, vectors = next(t[1:] for t in TILES if not t[0] or t[0] in have)
     return Target(name, features, lanes, rows, vectors * lanes)
 

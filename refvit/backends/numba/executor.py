@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Mapping, Sequence
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from refvit.backends.numba import memory
 from refvit.backends.numba.program import Address, Buffer, Function, Instruction
-from refvit.backends.numba.team import KERNEL, team
+from refvit.backends.numba.team import KERNEL, Team, team
 from refvit.graph.ir import Array, Shape
 
 
@@ -65,18 +66,36 @@ class Plan:
     def run(self, arrays: Mapping[str, Array], threads: int, ticks: Array | None = None) -> dict[str, Array]:
         """The outputs for the inputs, float32 arrays (C-contiguous) of the planned shapes, on this many threads."""
         outputs = {name: np.empty(shape, np.float32) for name, shape in self.outputs.items()}
-        addresses = {name: array.ctypes.data for name, array in (*arrays.items(), *outputs.items())}
         group = team()
         with group.lock:
-            group.settle()
-            base = group.arena.reserve(self.arena_bytes)
-            if base != self._base:
-                self._words[self._arena_at] = base + self._arena_offset
-                self._base = base
-            for position, name, offset in self._public:
-                self._words[position] = addresses[name] + offset
-            group.run(self._program, self.scratch, threads, ticks, keep=(self, arrays, outputs))
+            if group.inside:
+                self._twin()._run(Team(group.objects), arrays, outputs, 1, ticks)
+                return outputs
+            try:
+                group.inside = True
+                self._run(group, arrays, outputs, threads, ticks)
+            finally:
+                group.inside = False
         return outputs
+
+    def _run(
+        self, group: Team, arrays: Mapping[str, Array], outputs: Mapping[str, Array], threads: int, ticks: Array | None
+    ) -> None:
+        group.settle()
+        base = group.arena.reserve(self.arena_bytes)
+        if base != self._base:
+            self._words[self._arena_at] = base + self._arena_offset
+            self._base = base
+        for position, name, offset in self._public:
+            self._words[position] = (arrays[name] if name in arrays else outputs[name]).ctypes.data + offset
+        group.run(self._program, self.scratch, threads, ticks, keep=(self, arrays, outputs))
+
+    def _twin(self) -> Plan:
+        """The same plan with a table of its own, for a call that interrupts one of this plan."""
+        twin = copy.copy(self)
+        twin._words, twin._program, twin._base = self._words.copy(), self._program.copy(), -1
+        twin._program[:, 1] += twin._words.ctypes.data - self._words.ctypes.data
+        return twin
 
     def profile(self, arrays: Mapping[str, Array], threads: int, runs: int) -> tuple[float, Array]:
         """Median seconds of a call and of each instruction: from the end of what came before it to its own end.

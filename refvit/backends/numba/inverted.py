@@ -29,6 +29,7 @@ class Layers:
     weight: Buffer  # of the depthwise layer, (taps, channels)
     bias: Buffer
     size: tuple[int, int]
+    hidden: int  # channels between, without the padding
     project: Packed
 
 
@@ -53,7 +54,7 @@ def pack_layers(w1: Array, b1: Array | None, w2: Array, b2: Array | None, w3: Ar
         offset[:hidden] = 0 if b is None else b
     weight, bias = Buffer(middle.size, array=middle), Buffer(wide, array=offsets[1].copy())
     last = pack(w3.reshape(k, 1, hidden), np.zeros(k, np.float32) if b3 is None else b3)
-    return Layers(pack(first, offsets[0]), weight, bias, (r, s), last)
+    return Layers(pack(first, offsets[0]), weight, bias, (r, s), hidden, last)
 
 
 def worthwhile(n: int, h: int, w: int, hidden: int, stride: int) -> bool:
@@ -101,7 +102,7 @@ def inverted(
     reads = [x.buffer, layers.weight, layers.bias, layers.expand.weight, layers.project.weight]
     reads += [b for b in (layers.expand.bias, layers.project.bias) if b is not None]
     reads += [] if residual is None else [residual.buffer]
-    macs = n * (h * w * layers.expand.depth * wide + p * q * wide * (r * s + layers.project.columns))
+    macs = n * layers.hidden * (h * w * layers.expand.depth + p * q * (r * s + layers.project.columns))
     return [Instruction("inverted.inverted", args, n * bands, reads, [out.buffer], table + lines + 8 * ld * q, macs=macs)]
 
 

@@ -43,13 +43,18 @@ class Place:
             raise ValueError(f"axis {axis} of {self} has no single stride")
         return factors[0][1] if factors else 0
 
+    @property
+    def channels_last(self) -> bool:
+        """A map (n, c, h, w) with one stride an axis and each pixel's channels next to one another."""
+        return len(self.axes) == 4 and all(len(a) <= 1 for a in self.axes) and (not self.axes[1] or self.stride(1) == 1)
+
     def transpose(self, order: Sequence[int]) -> Place:
         """The axes in another order."""
         return replace(self, axes=tuple(self.axes[i] for i in order))
 
     def reshape(self, shape: Shape) -> Place | None:
         """The same values in row-major order under another shape, or None if that needs other memory."""
-        factors = [f for axis in self.axes for f in axis]
+        factors = list(merge([f for axis in self.axes for f in axis]))
         axes: list[Axis] = []
         for wanted in shape:
             axis: list[Factor] = []
@@ -90,8 +95,8 @@ class Place:
         return replace(self, axes=(*self.axes[:axis], (), *self.axes[axis:]))
 
     def broadcast(self, shape: Shape) -> Place:
-        """Axes of extent 1 repeated, with stride 0."""
-        pairs = zip(self.axes, shape, strict=True)
+        """Axes of extent 1 repeated, with stride 0; axes that are missing in front are of extent 1."""
+        pairs = zip([()] * (len(shape) - len(self.axes)) + list(self.axes), shape, strict=True)
         return replace(self, axes=tuple(axis if extent(axis) == size else ((size, 0),) for axis, size in pairs))
 
     def rows(self) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]:

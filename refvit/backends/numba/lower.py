@@ -26,7 +26,7 @@ LINE = 16  # values
 
 
 class Lowering:
-    """The state of lowering one graph; `kernels` has a function for each op that fills in `emit`."""
+    """The state of lowering one graph; `select.KERNELS` has a function for each op, which emits instructions."""
 
     def __init__(self, graph: Graph, threads: int) -> None:
         self.graph, self.threads = graph, threads
@@ -56,7 +56,7 @@ class Lowering:
             op = node.op
             if op == "fused":
                 first = node.attrs["steps"][0].op
-                op = first if first in HEAVY else "add"
+                op = first if first in HEAVY else "add"  # of a fused node without a product any value-by-value op will do
             if node.name in self.shortcuts:
                 shortcut(self, node)
             elif node.op in VIEWS:
@@ -192,12 +192,17 @@ def _resized_patches(lowering: Lowering, x: Place, node: Node) -> Place:
     rows, columns = -(-h // ph) * ph, -(-w // pw) * pw
     if node.op == "unfold_patches":
         wide = lowering.new((x.shape[0], x.shape[1], rows, columns))
-        lowering.emit(resize(x, wide, size=(rows, columns), mode="bilinear", align_corners=False))
+        lowering.emit(
+            resize(
+                x if x.channels_last else lowering.copied(x), wide, size=(rows, columns), mode="bilinear", align_corners=False
+            )
+        )
         view = _VIEW[node.op](wide, node)
     else:
         whole = _folded(x, node, rows, columns)
         assert whole is not None
         view = lowering.new(node.shape)
+        whole = whole if whole.channels_last else lowering.copied(whole)
         lowering.emit(resize(whole, view, size=(h, w), mode="bilinear", align_corners=False))
     assert view is not None
     return view

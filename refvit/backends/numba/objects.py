@@ -31,6 +31,13 @@ from refvit.files import write_atomic
 
 log = logging.getLogger("refvit")
 FASTMATH = {"contract", "reassoc", "nsz"}  # never nnan or ninf: NaN must stay visible
+# of Numba's environment: what changes no code, and what is in `target()` already
+HARMLESS = {
+    "NUMBA_CACHE_DIR", "NUMBA_CAPTURED_ERRORS", "NUMBA_COLOR_SCHEME", "NUMBA_CPU_FEATURES", "NUMBA_CPU_NAME",
+    "NUMBA_DISABLE_PERFORMANCE_WARNINGS", "NUMBA_NUM_THREADS", "NUMBA_SHOW_HELP", "NUMBA_THREADING_LAYER",
+    "NUMBA_THREADING_LAYER_PRIORITY", "NUMBA_WARNINGS",
+}  # fmt: skip
+_compiling = threading.RLock()  # LLVM's own lock would stay taken in a process that is forked meanwhile
 
 
 class Objects:
@@ -69,14 +76,19 @@ class Objects:
                 found[name] = self.compile(name)
                 _check_sources()
                 _write(name, found[name])
-            for code in found.values():
-                self._engine.add_object_file(llvm.ObjectFileRef.from_data(code))
-            self._engine.finalize_object()
-            for name in names:
-                self._known[name] = self._engine.get_function_address(symbol(name))
+            with _compiling:
+                names = [n for n in names if n not in self._known]  # a signal's handler may have been here
+                for name in names:
+                    self._engine.add_object_file(llvm.ObjectFileRef.from_data(found[name]))
+                self._engine.finalize_object()
+                self._known |= {name: self._engine.get_function_address(symbol(name)) for name in names}
 
     def compile(self, name: str) -> bytes:
         """The object code of one kernel."""
+        with _compiling:
+            return self._emit(name)
+
+    def _emit(self, name: str) -> bytes:  # a function, so that what LLVM made for it is gone when the lock is free again
         module = llvm.parse_assembly(source(name))
         _keep_only(module, symbol(name))
         module.triple = llvm.get_process_triple()
@@ -121,7 +133,12 @@ def source(name: str) -> str:
         rows, _, vectors = name.removeprefix("tile_").partition("x")
         text = str(tile_module(int(rows), int(vectors), target().lanes))
         return text.replace(tile_name(int(rows), int(vectors)), symbol(name))
-    from numba import int64, njit, void
+    from numba import config, int64, njit, void
+
+    if getattr(config, "DISABLE_JIT", False):
+        raise BackendError(
+            "NUMBA_DISABLE_JIT is set, and the numba backend is nothing without its compiler; unset it, or take numpy"
+        )
 
     file, _, function = name.partition(".")
     kernel = getattr(importlib.import_module(f"refvit.backends.numba.kernels.{file}"), function)
@@ -144,6 +161,9 @@ def key(sources: str) -> str:
     """What the object code depends on, as a name of a folder. sources: `fingerprint` of this backend's files."""
     facts = [sources, *(importlib.metadata.version(p) for p in ("numba", "llvmlite"))]
     facts += [target().name, target().features, sys.platform, llvm.get_process_triple(), *sorted(FASTMATH)]
+    facts += [
+        f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith("NUMBA_") and name not in HARMLESS
+    ]
     return hashlib.sha256("\0".join(facts).encode()).hexdigest()[:24]
 
 
@@ -173,6 +193,8 @@ def folder() -> Path | None:
 
 
 _memory: dict[str, bytes] = {}  # of kernels that could not be written
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_compiling.acquire, after_in_parent=_compiling.release, after_in_child=_compiling.release)
 
 
 def kept() -> bool:

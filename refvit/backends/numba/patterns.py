@@ -100,8 +100,12 @@ def _chain(graph: Graph, users: dict[str, list[str]], node: Node) -> tuple[Node,
         if op == "transpose" and tuple(chain[-1].attrs["axes"]) != (0, 1, 3, 2):
             return None
     same = graph.value(before.sources[0]).shape == chain[-1].shape
+    k, p = node.shape[2:]
+    sizes = [graph.value(n.inputs[1] or "").shape for n in (node, chain[3])]
+    same = same and sizes == [(p, p), (k, k)] and not p & (p - 1)  # as the kernel can
     outputs = set(graph.outputs.values())
-    if not same or len(chain[3].inputs) != 3 or any(n.name in outputs for n in chain):
+    biased = len(chain[3].inputs) == 3 and None not in (*node.inputs, *chain[3].inputs)
+    if not same or not biased or any(n.name in outputs for n in chain):
         return None
     return node, chain[3], chain[-1], {n.name for n in chain[:-1] if n is not before or len(users[before.name]) == 1}
 
@@ -123,17 +127,28 @@ def before_depthwise(graph: Graph) -> dict[str, str]:
     for node in graph:
         readers = [graph.nodes[name] for name in users.get(node.name, [])]
         alone = node.op == "hardswish" and len(readers) == 1 and node.name not in graph.outputs.values()
-        if alone and _is_depthwise(graph, readers[0]) and readers[0].inputs[0] == node.name:
+        if alone and _is_depthwise(graph, readers[0]) and _reads_first_once(readers[0], node.name):
             found[node.name] = node.sources[0]
     return found
 
 
+def _steps(node: Node) -> tuple[Step, ...]:
+    return node.attrs.get("steps") or (Step(node.op, tuple(range(len(node.inputs))), node.attrs),)
+
+
+def _reads_first_once(node: Node, name: str) -> bool:
+    """Whether the node's first step reads the value as its first operand, and no other step reads it."""
+    steps = _steps(node)
+    i = steps[0].inputs[0]
+    return i is not None and node.inputs[i] == name and sum(j == i for step in steps for j in step.inputs) == 1
+
+
 def _is_depthwise(graph: Graph, node: Node) -> bool:
-    steps = node.attrs.get("steps") or (Step(node.op, tuple(range(len(node.inputs))), node.attrs),)
-    if steps[0].op != "conv2d":
+    steps = _steps(node)
+    if steps[0].op != "conv2d" or steps[0].attrs.get("groups", 1) == 1:
         return False
     c = graph.value(node.inputs[0] or "").shape[1]
-    return bool(steps[0].attrs.get("groups", 1) == c == graph.value(node.inputs[1] or "").shape[0])
+    return bool(steps[0].attrs["groups"] == c == graph.value(node.inputs[1] or "").shape[0])
 
 
 def inverted_residuals(graph: Graph) -> tuple[dict[str, tuple[Node, Node]], set[str]]:
@@ -144,6 +159,7 @@ def inverted_residuals(graph: Graph) -> tuple[dict[str, tuple[Node, Node]], set[
     users = graph.users()
     outputs = set(graph.outputs.values())
     found: dict[str, tuple[Node, Node]] = {}
+    taken: set[str] = set()  # a layer that ends one of them may begin the next, where two were composed to one
     for last in graph:
         if not _is_pointwise(graph, last):
             continue
@@ -153,14 +169,17 @@ def inverted_residuals(graph: Graph) -> tuple[dict[str, tuple[Node, Node]], set[
         first = graph.nodes.get(middle.inputs[0] or "")
         if first is None or not _is_pointwise(graph, first) or any(len(users[n.name]) != 1 for n in (first, middle)):
             continue
+        if taken & {first.name, middle.name} or not _reads_first_once(last, middle.name):
+            continue
         acts = [[(s.op, dict(s.attrs)) for s in n.attrs.get("steps", ())[1:]] for n in (first, middle)]
         if acts[0] == acts[1] and [op for op, _ in acts[0]] in (["silu"], ["relu"]) and not outputs & {first.name, middle.name}:
             found[last.name] = first, middle
+            taken |= {first.name, middle.name, last.name}
     return found, {n.name for pair in found.values() for n in pair}
 
 
 def _is_pointwise(graph: Graph, node: Node) -> bool:
-    steps = node.attrs.get("steps") or (Step(node.op, tuple(range(len(node.inputs))), node.attrs),)
+    steps = _steps(node)
     attrs = steps[0].attrs
     if steps[0].op != "conv2d" or attrs.get("groups", 1) != 1 or attrs.get("stride", 1) not in (1, (1, 1)):
         return False

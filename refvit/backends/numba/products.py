@@ -13,9 +13,9 @@ from refvit.backends.numba.cpu import target
 from refvit.backends.numba.layout import Place, matrix, same_rows
 from refvit.backends.numba.lower import Lowering
 from refvit.backends.numba.program import Buffer
-from refvit.backends.numba.tail import Tail, combined, finish, in_tile
-from refvit.errors import BackendError
-from refvit.graph.ir import Node, Step
+from refvit.backends.numba.tail import Tail, finish, in_tile
+from refvit.errors import UnsupportedError
+from refvit.graph.ir import Node
 
 
 def linear_layer(low: Lowering, node: Node) -> None:
@@ -59,7 +59,7 @@ def matrix_of(low: Lowering, name: str) -> Place:
 def _alike(x: Place, y: Place) -> bool:
     """Whether two values have their rows in the same order of memory."""
     a, b = matrix(x.axes[:-1]), matrix(y.axes[:-1])
-    one = not y.axes[-1] or (len(y.axes[-1]) == 1 and y.stride(-1) == 1)
+    one = all(not axis or (len(axis) == 1 and axis[0][1] == 1) for axis in (x.axes[-1], y.axes[-1]))
     return a is not None and b is not None and one and same_rows(x.axes[:-1], a[1] or 1, y.axes[:-1], b[1] or 1)
 
 
@@ -74,17 +74,14 @@ def shortcut(low: Lowering, node: Node) -> None:
 
 def matmul(low: Lowering, node: Node) -> None:
     """A product of two computed matrices, (..., l, d) and (..., d, m): the second is brought into panels on the way."""
-    tail = Tail(node)
-    names = [tail.operand(0), tail.operand(1)]
-    assert names[0] is not None and names[1] is not None
-    *lead, _, d = low.graph.value(names[0]).shape
-    m, count = node.shape[-1], math.prod(lead)
-    if low.graph.value(names[1]).shape[:-2] != tuple(lead) or tail.act != "none" or tail.residual or tail.rest:
-        raise BackendError(f"{node.name}: the numba backend has no kernel for this product with what follows it: {node.attrs}")
+    *lead, _, m = node.shape
+    left, right = (low.place(name) for name in node.sources)
+    d, count = left.shape[-1], math.prod(lead)
     out = low.new(node.shape, tuple(range(len(node.shape))))
-    xs, ys, outs = (_flat(low, place, count) for place in (low.place(names[0]), low.place(names[1]), out))
+    operands = [place.broadcast((*lead, *place.shape[-2:])) for place in (left, right)]
+    xs, ys, outs = (_flat(low, place, count) for place in (*operands, out))
     for x, y, to in zip(xs, ys, outs, strict=True):
-        if matrix(x.axes[:1]) is None or (x.axes[1] and x.stride(1) != 1):
+        if not _alike(x, to):
             x = low.copied(x, (0, 1))
         shape = panels(m, 1, d)
         for i in range(shape.panels):
@@ -96,26 +93,31 @@ def matmul(low: Lowering, node: Node) -> None:
             low.emit(copy(part, Place(shape.weight, start * d, axes)))
         low.emit(linear(x, shape, to))
     low.places[node.name] = out
-    if tail.factor != 1.0:
-        low.places[node.name] = scaled = low.like(out, m)
-        combined(low, (Step("scale", (0,), {"factor": tail.factor}),), [out], scaled)
 
 
 def _flat(low: Lowering, place: Place, count: int) -> list[Place]:
     """The matrices of a stack, one by one."""
     shape = (count, *place.shape[-2:])
-    stack = place.reshape(shape) or low.copied(place, tuple(range(len(place.shape)))).reshape(shape)
-    assert stack is not None
+    stack = place.reshape(shape)
+    if stack is None or len(stack.axes[0]) > 1:
+        stack = low.copied(place, tuple(range(len(place.shape)))).reshape(shape)
+        assert stack is not None
     parts = [stack.slice(0, i, 1) for i in range(count)]
-    return [p.squeeze(0) for p in parts if p is not None]
+    return [p.squeeze(0) for p in parts if p is not None]  # None: not of a dense stack
 
 
 def attend(low: Lowering, node: Node) -> None:
     """Scaled dot-product attention; the result's tokens lie in the order of the queries', heads side by side in each."""
     q, k, v = (low.place(i) for i in node.sources)
     out = _heads(low, q, node)
+    try:
+        made = attention.attention(q, k, v, out, node.attrs["scale"])
+    except UnsupportedError:  # a way to read memory that no model has
+        q, k, v = (low.copied(x, tuple(range(len(x.shape)))) for x in (q, k, v))
+        out = _heads(low, q, node)
+        made = attention.attention(q, k, v, out, node.attrs["scale"])
     low.places[node.name] = out
-    low.emit(attention.attention(q, k, v, out, node.attrs["scale"]))
+    low.emit(made)
 
 
 def _heads(low: Lowering, q: Place, node: Node) -> Place:
@@ -135,9 +137,9 @@ def _heads(low: Lowering, q: Place, node: Node) -> Place:
 
 def stripe(low: Lowering, node: Node) -> None:
     """Window attention; the result's pixels lie in the order of the queries'."""
-    q, k, v = (low.place(i) for i in node.sources)
+    q, k, v = (x if x.channels_last else low.copied(x) for x in map(low.place, node.sources))
     out = low.targets.get(node.name)
-    if out is None:
+    if out is None or not out.channels_last:
         upright = not q.axes[2] or not q.axes[3] or q.stride(2) >= q.stride(3)
         out = low.new(node.shape, (0, 2, 3, 1) if upright else (0, 3, 2, 1))
     low.places[node.name] = out

@@ -42,7 +42,7 @@ def resize(
 
 def pixel_strides(place: Place) -> tuple[int, int, int]:
     """Bytes between the images, rows and columns of a map; LayoutError unless channels are contiguous."""
-    if len(place.axes) != 4 or any(len(axis) > 1 for axis in place.axes) or (place.axes[1] and place.stride(1) != 1):
+    if not place.channels_last:
         raise LayoutError(f"a map (n, c, h, w) with contiguous channels and one stride an axis expected, got {place.axes}")
     return 4 * place.stride(0), 4 * place.stride(2), 4 * place.stride(3)
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
+
 from refvit.backends.numba import pool, resize, rows
 from refvit.backends.numba.convolutions import conv2d
-from refvit.backends.numba.copy import copy
+from refvit.backends.numba.copy import LayoutError, copy
 from refvit.backends.numba.copy import pad as padded
-from refvit.backends.numba.layout import matrix
+from refvit.backends.numba.layout import Place, dense, matrix
 from refvit.backends.numba.lower import Lowering
 from refvit.backends.numba.products import attend, linear_layer, matmul, matrix_of, shortcut, stripe
+from refvit.backends.numba.program import Buffer
 from refvit.backends.numba.tail import combined
 from refvit.graph.ir import Node, Step
 
@@ -50,21 +53,50 @@ def softmax(low: Lowering, node: Node) -> None:
 
 
 def resized(low: Lowering, node: Node) -> None:
-    x = low.place(node.sources[0])
-    if x.axes[1] and x.stride(1) != 1:
-        x = low.copied(x)
-    low.emit(resize.resize(x, low.result(node), **node.attrs))
+    low.emit(resize.resize(_map(low, node), low.result(node, _is_map), **node.attrs))
 
 
 def mean(low: Lowering, node: Node) -> None:
     x = low.place(node.sources[0])
     out = low.new(node.shape)
     low.places[node.name] = out
-    low.emit(pool.mean(x, out, **node.attrs))
+    try:
+        low.emit(pool.mean(x, out, **node.attrs))
+    except LayoutError:
+        low.emit(pool.mean(low.copied(x, tuple(range(len(x.shape)))), out, **node.attrs))
 
 
 def adaptive(low: Lowering, node: Node) -> None:
-    low.emit(pool.adaptive_avg_pool(low.place(node.sources[0]), low.result(node)))
+    low.emit(pool.adaptive_avg_pool(_map(low, node), low.result(node, _is_map)))
+
+
+def batch_norm(low: Lowering, node: Node) -> None:
+    """A norm that nothing could take in: of each channel a factor and an offset, rounded once."""
+    weight, bias, running_mean, running_var = (low.constants.array(i).astype(np.float64) for i in node.sources[1:])
+    factor = weight / np.sqrt(running_var + node.attrs["eps"])
+    shape = (factor.size, *(1 for _ in node.shape[2:]))
+    terms = [dense(Buffer(a.size, array=a.astype(np.float32)), shape) for a in (factor, bias - running_mean * factor)]
+    steps = (Step("multiply", (0, 1), {}), Step("add", (3, 2), {}))
+    combined(low, steps, [low.place(node.sources[0]), *terms], low.result(node))
+
+
+def mask_tail(low: Lowering, node: Node) -> None:
+    """As the sum with a constant: only graphs whose attention is written out have it."""
+    x = low.place(node.sources[0])
+    mask = np.zeros((x.shape[1], x.shape[-1]), np.float32)
+    mask[-1, node.attrs["valid"] :] = node.attrs["value"]
+    term = dense(Buffer(mask.size, array=mask), (1, x.shape[1], 1, 1, x.shape[-1]))
+    combined(low, (Step("add", (0, 1), {}),), [x, term], low.result(node))
+
+
+def _map(low: Lowering, node: Node) -> Place:
+    """The first input as a map whose channels are contiguous, copied if they are not."""
+    x = low.place(node.sources[0])
+    return x if x.channels_last else low.copied(x)
+
+
+def _is_map(place: Place) -> bool:
+    return place.channels_last
 
 
 def concat(low: Lowering, node: Node) -> None:
@@ -84,7 +116,7 @@ def pad(low: Lowering, node: Node) -> None:
 
 KERNELS: dict[str, Callable[[Lowering, Node], None]] = {
     "conv2d": conv2d, "linear": linear_layer, "matmul": matmul, "layer_norm": layer_norm, "softmax": softmax,
-    "attention": attend,
+    "attention": attend, "batch_norm": batch_norm, "mask_tail": mask_tail,
     "stripe_attention": stripe, "resize": resized, "mean": mean, "adaptive_avg_pool": adaptive, "concat": concat, "pad": pad,
     **dict.fromkeys(("relu", "silu", "gelu", "hardswish", "sigmoid", "add", "multiply", "scale"), elementwise),
 }  # fmt: skip

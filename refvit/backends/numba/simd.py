@@ -132,7 +132,7 @@ def _exponent(b: Any, x: Any) -> Any:
     return b.bitcast(b.shl(b.bitcast(x, INTS), ir.Constant(INTS, [23] * LANES)), VEC)
 
 
-load = _instruction((_i,), _v, _load)  # 16 values at an address
+load = _instruction((_i,), _v, _load)  # LANES values at an address
 load_part = _instruction((_i, _i), _v, _load_part)  # (address, n)
 store = _instruction((_i, _v), types.void, _store)
 store_part = _instruction((_i, _v, _i), types.void, _store_part)  # (address, v, n)

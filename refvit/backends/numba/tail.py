@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from refvit.backends.numba.combine import combine
 from refvit.backends.numba.copy import LayoutError, copy
 from refvit.backends.numba.layout import Place
-from refvit.graph.ir import Node, Step
+from refvit.graph.ir import Node, Shape, Step
 
 if TYPE_CHECKING:
     from refvit.backends.numba.lower import Lowering
@@ -78,6 +78,12 @@ def combined(low: Lowering, steps: tuple[Step, ...], inputs: Sequence[Place], ou
     try:
         low.emit(combine(steps, list(inputs), out))
     except LayoutError:
-        plain = low.new(out.shape, tuple(range(len(out.shape))))
-        low.emit(combine(steps, [low.copied(x, tuple(range(len(x.shape)))) for x in inputs], plain))
+        plain = low.new(out.shape)
+        low.emit(combine(steps, [low.copied(_whole(x, out.shape)) for x in inputs], plain))
         low.emit(copy(plain, out))
+
+
+def _whole(x: Place, shape: Shape) -> Place:
+    """Of the result's shape, where it is not one that is resized on its way."""
+    pairs = zip(x.shape[::-1], shape[::-1], strict=False)
+    return x.broadcast(shape) if all(size in (1, wanted) for size, wanted in pairs) else x

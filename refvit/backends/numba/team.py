@@ -45,11 +45,16 @@ class Memory:
 
 
 class Team:
-    """The threads, the arena and the scratch areas of this process."""
+    """The threads, the arena and the scratch areas of this process.
 
-    def __init__(self) -> None:
+    inside: whether somebody who holds `lock` is in the midst of a call. Who finds it set when he takes the lock is a signal's
+    handler or a finaliser that interrupts him in his own thread, and needs a team for himself.
+    """
+
+    def __init__(self, objects: Objects | None = None) -> None:
         self.lock = threading.RLock()
-        self.objects = Objects()
+        self.inside = False
+        self.objects = objects or Objects()
         self.arena = Memory()
         self._counters = Memory()
         self._scratch: list[Memory] = [Memory()]
@@ -119,7 +124,7 @@ def _give_way() -> Any:
 
 
 _team: Team | None = None
-_making = threading.Lock()
+_making = threading.RLock()  # a signal's handler may call a model too
 _left: list[Team] = []  # of the processes that this one was forked from: plans hold addresses of their code
 
 
@@ -137,7 +142,7 @@ def _forget() -> None:
     global _team, _making
     if _team is not None:
         _left.append(_team)
-    _team, _making = None, threading.Lock()
+    _team, _making = None, threading.RLock()
 
 
 if hasattr(os, "register_at_fork"):

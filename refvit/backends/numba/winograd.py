@@ -222,7 +222,7 @@ def cost(c: int, k: int, h: int, w: int, n: int, form: Form | None) -> float:
     return 2 * tiles * weights / RATE + 4 * weights / STREAM + tiles * (inputs * forward + outputs * inverse) + calls
 
 
-@functools.cache
+@functools.lru_cache(4096)
 def choose(c: int, k: int, h: int, w: int, n: int, stride: int) -> Form | None:
     """The fastest form of a 3x3 convolution with an output of n images of h x w pixels; None for a direct convolution."""
     forms = [form for form in FORMS if form.stride == stride and 4 * form.slots * c * k <= MOST_WEIGHTS]

@@ -16,7 +16,7 @@ from refvit.graph.passes.constants import constants
 from refvit.graph.passes.draft import Draft, uses
 from refvit.graph.trace import op
 
-HEAVY = ("conv2d", "linear", "matmul")
+HEAVY = ("conv2d", "linear")
 UNARY = ("relu", "silu", "gelu", "hardswish", "sigmoid", "scale")  # value by value
 SPREAD = ("resize", "broadcast")  # of a term, on its way into a sum
 

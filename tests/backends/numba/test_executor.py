@@ -158,6 +158,64 @@ def test_helpers_that_were_left_alone_are_waited_for():
     assert not group._kept
 
 
+def at_line(number, act, call):
+    """call(), with act() before the line of this number that it runs of the executor and the team; and how many it ran."""
+    files, lines = {executor.__file__, teams.__file__}, 0
+
+    def line(frame, event, _):
+        nonlocal lines
+        if event == "line":
+            if lines == number:
+                act()  # which is not traced
+            lines += 1
+        return line
+
+    previous = sys.gettrace()
+    sys.settrace(lambda frame, *_: line if frame.f_code.co_filename in files else None)
+    try:
+        return call(), lines
+    finally:
+        sys.settrace(previous)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("inner", ["mobilevit", "hrnet"])
+def test_a_call_within_a_call(inner, threads):
+    """What a signal's handler or a finaliser does, before any line of a call of the same plan or of another one."""
+    name = "mobilevit"
+    outer, x, other = numba.compile_graph(build(name), threads), image(name), image(inner, 6)
+    within = outer if inner == name else numba.compile_graph(build(inner), threads)
+    want, wanted = outer(x), within(other)
+    _, lines = at_line(-1, None, lambda: outer(x))
+    assert lines > 30
+    for number in range(lines):
+        answers = []
+        got, _ = at_line(number, lambda: answers.append(within(other)), lambda: outer(x))  # noqa: B023
+        assert same(got, want)
+        (answer,) = answers
+        assert same(answer, wanted)
+    assert same(outer(x), want)
+
+
+def test_a_handler_that_runs_a_model():
+    """At random moments, also of the compiled code's: its caller's thread takes a signal when it comes back."""
+    outer, within = (refvit.load(threads=3) for _ in range(2))
+    rng, moment = np.random.default_rng(0), random.Random(3)
+    x, other = (rng.standard_normal((1, 3, *size)).astype(np.float32) for size in ((32, 32), (48, 40)))
+    want, wanted = outer(x), within(other)
+    answers = []
+    previous = signal.signal(signal.SIGALRM, lambda *_: answers.append(within(other)))
+    try:
+        for _ in range(200):
+            signal.setitimer(signal.ITIMER_REAL, moment.uniform(1e-5, 1e-3))
+            assert (outer(x) == want).all()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+    assert len(answers) > 20
+    assert all((answer == wanted).all() for answer in answers)
+
+
 def test_no_memory_is_no_dangling_memory():
     memory = teams.Memory()
     memory.reserve(1 << 16)
@@ -477,8 +535,10 @@ def on_a_terminal(script, cache):
     return shown.decode()
 
 
-def test_the_first_compile_is_explained_on_a_terminal_only(tmp_path):
+def test_the_first_compile_is_explained(tmp_path):
     assert "compiling its kernels" in on_a_terminal(REQUIRE, tmp_path)
     assert on_a_terminal(REQUIRE, tmp_path) == ""
-    process = start(REQUIRE, tmp_path / "other")
+    process = start(REQUIRE, tmp_path / "other")  # three small kernels
     assert process.communicate(timeout=120) == ("", "")
+    process = start("from refvit.backends.numba.progress import compiling; list(compiling('abcd'))", tmp_path)
+    assert "compiling its kernels" in process.communicate(timeout=120)[1]  # a log shall not stop for half a minute in silence

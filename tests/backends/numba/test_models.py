@@ -1,14 +1,17 @@
 """Every model on this backend: outputs and blocks within the rule, any batch, any size, the same bits each time."""
 
 import zlib
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from helpers.rule import hold_to_the_rule
 
+import refvit
 from refvit.backends import numba
 from refvit.graph.trace import trace
-from refvit.models import architecture
+from refvit.models import ARCHITECTURES, architecture
 
 MODELS = [  # name, size, batch
     ("vit_tiny_patch16_224", (64, 48), 2),
@@ -31,11 +34,11 @@ MODELS = [  # name, size, batch
 ]
 
 
-def weights(name):
+def weights(name, config):
     """Random ones of a size that keeps the values about one."""
-    arch, rng = architecture(name), np.random.default_rng(zlib.crc32(name.encode()))
+    rng = np.random.default_rng(zlib.crc32(name.encode()))
     state = {}
-    for leaf, shape in arch.parameters(arch.config):
+    for leaf, shape in architecture(name).parameters(config):
         if leaf.endswith("running_var"):
             values = rng.uniform(0.5, 1.5, shape)
         elif len(shape) > 1:
@@ -45,12 +48,12 @@ def weights(name):
         else:
             values = 0.1 * rng.standard_normal(shape)
         state[leaf] = values.astype(np.float32)
-    return arch, state
+    return state
 
 
-def build(name, shape):
-    arch, state = weights(name)
-    return trace(arch.forward, shape, state, config=arch.config)
+def build(name, shape, config=None):
+    config = config or architecture(name).config
+    return trace(architecture(name).forward, shape, weights(name, config), config=config)
 
 
 def inputs(shape, count=3):
@@ -70,6 +73,35 @@ def test_every_block(name, size, batch):
     blocks = {path: value for path, value in graph.aliases.items() if value in graph.nodes}
     graph = graph.with_outputs({**graph.outputs, **blocks})
     hold_to_the_rule(graph, numba.compile_graph(graph), inputs((batch, 3, *size)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_name(name):
+    config = architecture(name).config
+    if getattr(config, "depth", 0) > 12:
+        config = replace(config, depth=12)  # all layers are alike, and in float64 they would take 5 GB
+    side = getattr(config, "patch_size", 32)
+    shape = (1, 3, 2 * side, 3 * side)
+    graph = build(name, shape, config)
+    hold_to_the_rule(graph, numba.compile_graph(graph), inputs(shape))
+
+
+FIXTURES = sorted(path.stem for path in (Path(__file__).parents[2] / "golden").glob("*.npz"))
+
+
+@pytest.mark.parametrize("fixture", FIXTURES)
+def test_checkpoints(golden, fixture):
+    """What the original implementations computed these from, as `refvit.load` takes them; float64 is what they computed."""
+    case, name = golden(fixture), fixture.partition(".")[0]
+    model, reference = (refvit.load(name, case.state(), backend=backend) for backend in ("numba", "numpy"))
+    shape = tuple(case.meta["input_shape"])
+
+    def run(x):
+        y = model(x)
+        return y if isinstance(y, dict) else {"output": y}
+
+    hold_to_the_rule(reference.graph(shape), run, [case.input(), *inputs(shape, 2)])
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "mobilevit_xxs", "hrnet_w18_small", "hrvit_b1"])

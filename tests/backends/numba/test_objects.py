@@ -78,6 +78,10 @@ def test_the_key_follows_every_file_and_the_processor(tmp_path, monkeypatch):
     keys.append(objects.key(objects.fingerprint(objects.HERE)))
     monkeypatch.setattr(objects, "FASTMATH", {"contract"})
     keys.append(objects.key(objects.fingerprint(objects.HERE)))
+    monkeypatch.setenv("NUMBA_OPT", "1")
+    keys.append(objects.key(objects.fingerprint(objects.HERE)))
+    monkeypatch.setenv("NUMBA_NUM_THREADS", "1")  # changes no code
+    assert objects.key(objects.fingerprint(objects.HERE)) == keys[-1]
     assert len(set(keys)) == len(keys)
 
 
@@ -118,6 +122,42 @@ def test_warmup_leaves_nothing_to_compile(run):
         "from refvit.backends.numba import objects\n"
         "objects.Objects.compile = lambda self, name: exit(name)\n"
         "refvit.load('mobilevit_xxs.cifar10', backend='numba').infer('examples/cat.jpg')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_numba_without_its_compiler(tmp_path):
+    environment = os.environ | {"NUMBA_DISABLE_JIT": "1", "REFVIT_CACHE": str(tmp_path)}
+    script = "import refvit; refvit.infer('examples/cat.jpg', backend='numba')"
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "BackendError: NUMBA_DISABLE_JIT is set" in done.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="fork is POSIX only")
+def test_a_fork_waits_for_the_compiler():
+    """The child could otherwise wait for ever for a lock of LLVM that a thread of its parent held."""
+    script = (
+        "import os, signal, threading, time, warnings\n"
+        "from refvit.backends.numba.objects import Objects\n"
+        "warnings.simplefilter('ignore')\n"
+        "stop, parent = threading.Event(), Objects()\n"
+        "def work():\n"
+        "    while not stop.is_set():\n"
+        "        parent.compile('tile_14x2')\n"
+        "        time.sleep(0.01)\n"
+        "thread = threading.Thread(target=work)\n"
+        "thread.start()\n"
+        "for _ in range(5):\n"
+        "    child = os.fork()\n"
+        "    if child == 0:\n"
+        "        signal.alarm(30)\n"
+        "        Objects().compile('tile_2x1')\n"
+        "        os._exit(0)\n"
+        "    assert os.waitpid(child, 0)[1] == 0\n"
+        "stop.set()\n"
+        "thread.join()\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

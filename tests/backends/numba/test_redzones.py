@@ -1,4 +1,8 @@
-"""Every small model between guards, instruction by instruction, unit by unit; and that the guards find what they are for."""
+"""Every small model between guards, instruction by instruction, unit by unit; and that the guards find what they are for.
+
+They stand in place of runs with NUMBA_BOUNDSCHECK or NUMBA_DISABLE_JIT, which do not apply here: every kernel reads and writes
+by intrinsics at plain addresses, so there are no arrays whose bounds could be checked, and nothing that Python could run.
+"""
 
 from dataclasses import replace
 

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from helpers.delays import Delays
 
 from refvit.backends.numba import team as teams
 from refvit.backends.numba.conv import Taps, conv, pack
@@ -55,12 +56,33 @@ def test_the_same_bits_for_many_callers():
         assert all(pool.map(call, range(400)))
 
 
+class Seen(Delays):
+    """Which threads run units, that sleep so long that everybody gets one."""
+
+    def __enter__(self):
+        self.threads = set()
+        return super().__enter__()
+
+    def _sleep(self):
+        self.threads.add(threading.get_ident())
+        super()._sleep()
+
+
 def test_no_more_threads_than_asked_for():
-    plan, x = network(2)
-    plan.run({"x": x}, 3)
+    plan, x = network(2, size=40, layers=2)
+    assert max(i.units for i in plan.instructions) >= 8
+    golden = plan.run({"x": x}, 6)["y"]  # there are five helpers from now on
     helpers = [t for t in threading.enumerate() if t.name == "refvit"]
-    plan.run({"x": x}, 2)
-    assert len([t for t in threading.enumerate() if t.name == "refvit"]) == len(helpers)
+    assert len(helpers) >= 5
+    for asked in (1, 2, 3, 6):
+        taking = []
+        for seed in range(5):
+            with Seen(plan, longest=2e-3, rarity=1, seed=seed) as seen:
+                assert (plan.run({"x": x}, asked)["y"] == golden).all()
+            taking.append(len(seen.threads))
+        assert max(taking) <= asked
+        assert max(taking) > 1 or asked == 1
+    assert [t for t in threading.enumerate() if t.name == "refvit"] == helpers
     assert all(t.daemon for t in helpers)
 
 
