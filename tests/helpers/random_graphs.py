@@ -19,6 +19,7 @@ from refvit.graph.trace import Tensor, trace
 CHANNELS = (1, 2, 3, 4, 5, 16, 17, 18, 31, 32, 33, 48)
 SIDE = 19
 LARGEST = 16_000  # values of an image
+LONGEST = 64  # terms of a sum over features: NumPy adds up long ones of few rows in parts, with less rounding than in order
 ACTS = ("relu", "silu", "gelu", "gelu tanh", "hardswish", "sigmoid")
 
 
@@ -110,12 +111,14 @@ def shifted(d, r, y):
 
 def normed(d, r, y):
     """Batch norm of channels, layer norm of features; narrow rows get a large eps, or the norm of two nearly equal numbers
-    makes anything of their last bits."""
+    makes anything of their last bits, and single features none, or all tokens are the same (see `resized`)."""
     if len(y.shape) == 4:
         c = y.shape[1]
         p = [d.param(r, c, low=low) for low in (0.7, -0.3, -0.3, 0.5)]
         return ops.batch_norm(y, *p, eps=1e-5)
     width = y.shape[-1]
+    if width == 1:
+        return y
     return ops.layer_norm(y, d.param(r, width, low=0.7), d.param(r, width, low=-0.3), eps=1e-5 if width >= 16 else 0.1)
 
 
@@ -228,7 +231,8 @@ def padded(d, r):
     x = d.pick(r, 3, 4)
     if x is None:
         return None
-    widths = [(0, 0), *((r.choice((0, 0, 0, 1, 2)), r.choice((0, 0, 1, 3))) for _ in x.shape[1:])]
+    sides = [max(1, size // 4) for size in x.shape[1:]]  # not so wide that most pixels are the same
+    widths = [(0, 0), *((r.choice((0, 0, 0, 1, min(2, s))), r.choice((0, 0, 1, min(3, s)))) for s in sides)]
     return tail(d, r, ops.pad(x, widths=tuple(widths), value=r.choice((0.0, 1.5))), 1)
 
 
@@ -349,6 +353,8 @@ def seen_as_map(d, r):
 
 
 def _linear(d, r, x, k):
+    if x.shape[-1] > LONGEST:
+        raise ShapeError("too many features")
     return ops.linear(x, d.param(r, k, x.shape[-1]), d.param(r, k, low=-0.3) if r.random() < 0.5 else None)
 
 
@@ -418,7 +424,7 @@ def product(d, r):
         return None
     l, c = x.shape[1:]
     k = r.choice(CHANNELS)
-    kind = r.randrange(5)
+    kind = r.randrange(5) if max(l, c) <= LONGEST else 4
     if kind == 0:
         fit = [v for v in d.values if len(v.shape) == 3 and v.shape[::2] == x.shape[::2]]
         y = (x * c**-0.5) @ r.choice(fit).transpose(0, 2, 1)
