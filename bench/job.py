@@ -79,7 +79,8 @@ def write_weights(job: Job) -> None:
         resize=arch.input_size, crop=None, interpolation="bilinear", mean=half, std=half, channel_order="rgb"
     ).to_dict()
     params = random_parameters(job.model)
-    postprocess = from_dict(arch.task, {}).to_dict()
+    answer = {"flip": False} if arch.task == "pose" else {}  # mirrored joints would need names
+    postprocess = from_dict(arch.task, answer).to_dict()
     save(Weights(job.model, "random", config, preprocess, None, {}, params, postprocess), job.path / "weights.safetensors")
 
 

@@ -18,7 +18,9 @@ from refvit.graph.ir import Array
 UNIT_MACS = 8_000_000  # at most in a unit: about 80 microseconds
 LEAST_MACS = 500_000  # splitting further costs more than it balances
 UNITS = 16  # wanted of a large layer
+MOST_UNITS = 64  # of a layer whose rows and weights are both too many for a cache: larger units read both less often
 HEAVY_WEIGHTS = 1 << 19  # bytes: more are not read again for every run of rows
+CACHE = 1 << 20  # bytes of rows, or of weights, that stay in L2 while they are used again
 SUM = 384  # terms added in a row: longer sums are made of such, or their rounding would exceed that of a blocked product
 FIELD_BYTES = 128
 
@@ -133,7 +135,7 @@ def _dense(
 ) -> list[Instruction]:  # fmt: skip
     n, h, w = size
     rows = math.prod(out_size)
-    runs, groups = split(n, rows, packed)
+    runs, groups, rows_stay = split(n, rows, packed, 4 * h * w * packed.depth)
     most = target().rows
     out_rows, added = read(out), None if residual is None else read(residual)
     sizes = {(rows * (i + 1) // runs) - (rows * i // runs) for i in range(runs)}
@@ -148,7 +150,7 @@ def _dense(
         *((0, 0, 0) if residual is None or added is None else (residual.address, 4 * added[0], added[1])),
         Address(packed.weight), 0 if packed.bias is None else Address(packed.bias), Address(zeros(packed.depth)),
         int(relu or act == "relu"), ACT[act],
-        runs, packed.panels, groups,
+        runs, packed.panels, groups, *((groups, 1) if rows_stay else (1, n * runs)), n * runs,
         packed.vectors, target().lanes, packed.last_vectors, packed.last_lanes,
         *pieces(packed), most,
     ]  # fmt: skip
@@ -168,14 +170,27 @@ def pieces(packed: Packed) -> tuple[int, int]:
     return -(-packed.taps // -(-packed.taps // most)), depth
 
 
-def split(n: int, rows: int, packed: Packed) -> tuple[int, int]:
-    """(runs of rows in an image, runs of panels): units of some size, enough of them; large weights are walked once."""
+def split(n: int, rows: int, packed: Packed, size: int) -> tuple[int, int, bool]:
+    """(runs of rows in an image, runs of panels, whether units that follow one another share the rows, not the panels).
+
+    size: bytes of an image. Units of some size, enough of them; what is too large for a cache is read as seldom as possible.
+    """
     macs = n * rows * packed.taps * packed.depth * packed.columns
     units = min(max(UNITS, macs // UNIT_MACS), max(1, macs // LEAST_MACS))
     wanted = max(1, -(-units // n))
     most_runs = max(1, rows // target().rows)
-    if 4 * packed.taps * packed.depth * packed.columns >= HEAVY_WEIGHTS:
+    weights = 4 * packed.taps * packed.depth * packed.columns
+    if weights < HEAVY_WEIGHTS:
+        runs = min(most_runs, wanted)
+        return runs, min(packed.panels, max(1, round(wanted / runs))), n * size > CACHE
+    if n * size <= CACHE:
         groups = min(packed.panels, wanted)
-        return min(most_runs, max(1, round(wanted / groups))), groups
-    runs = min(most_runs, wanted)
-    return runs, min(packed.panels, max(1, round(wanted / runs)))
+        return min(most_runs, max(1, round(wanted / groups))), groups, False
+    share = min(units, MOST_UNITS) / n
+    runs = min(most_runs, -(-size // CACHE))
+    groups = min(packed.panels, max(1, round(share / runs)))
+    runs = min(most_runs, max(runs, round(share / groups)))
+    parts = min(packed.panels, max(groups, -(-weights // CACHE)))
+    rows_stay = n * size + weights * n * runs
+    panels_stay = n * size * parts + weights
+    return (runs, groups, True) if rows_stay <= panels_stay else (runs, parts, False)

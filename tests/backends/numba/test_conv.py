@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from helpers.kernels import Memory, run
 
-from refvit.backends.numba.conv import Taps, conv, linear, pack
+from refvit.backends.numba.conv import Taps, conv, linear, pack, panels, split
 from refvit.backends.numba.layout import Place, dense
 from refvit.backends.numba.program import Buffer
 from refvit.ops import conv2d, gelu, relu, silu
@@ -37,6 +37,10 @@ CASES = [
     (1, 20, 12, 10, 33, 3, 3, 1, 2, 2),
     (3, 5, 4, 4, 70, 2, 2, 2, 0, 1),
     (1, 256, 7, 7, 256, 3, 3, 1, 1, 1),
+    # units that share a panel, of several images; units that share rows
+    (3, 64, 6, 6, 260, 3, 3, 1, 1, 1),
+    (2, 40, 63, 61, 70, 3, 3, 1, 1, 1),
+    (2, 128, 53, 31, 133, 3, 3, 2, 1, 1),
 ]
 
 
@@ -72,7 +76,19 @@ def test_conv(case, tail):
     assert np.isnan(memory.values(out.buffer)[gaps]).all()  # nothing beside the value was touched
 
 
-@pytest.mark.parametrize(("rows", "d", "k"), [(197, 192, 576), (1, 640, 1000), (16, 33, 17), (50, 3072, 768)])
+def test_the_order_of_units_is_the_one_that_reads_less():
+    def order(n, rows, size, k, depth):
+        runs, groups, rows_stay = split(n, rows, panels(k, 1, depth), size)
+        assert groups >= 1 and 1 <= runs <= rows
+        return runs, groups, rows_stay
+
+    assert order(1, 197, 4 * 197 * 768, 3072, 768)[::2] == (1, False)  # rows that fit are walked for every panel
+    assert order(8, 49, 4 * 196 * 512, 1024, 9 * 512)[::2] == (1, False)  # large weights of small maps: once for all images
+    runs, groups, rows_stay = order(1, 1576, 4 * 1576 * 768, 3072, 768)  # many rows: each run of them is read once
+    assert rows_stay and groups > 1 and 4 * 1576 * 768 / runs <= 1 << 20
+
+
+@pytest.mark.parametrize(("rows", "d", "k"), [(197, 192, 576), (1, 640, 1000), (16, 33, 17), (50, 3072, 768), (800, 768, 300)])
 def test_linear(rows, d, k):
     rng = np.random.default_rng(rows * d + k)
     x = rng.standard_normal((2, rows, d)).astype(np.float32)

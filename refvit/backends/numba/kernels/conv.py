@@ -1,7 +1,8 @@
 """Dense convolutions and linear layers: rows of the output are pixels or tokens, columns are channels in panels of weights.
 
 A unit is a run of rows of one image times a run of panels. It first writes down where the taps of its rows lie, then walks the
-panels, so that a panel of weights is read once for all the rows of the unit, from L2 after the first of them.
+panels, so that a panel of weights is read once for all the rows of the unit, from L2 after the first of them. Units that follow
+one another have the panels in common, or the rows.
 """
 
 from numba import njit
@@ -19,10 +20,11 @@ RESIDUAL, RESIDUAL_IMAGE, LDR = 20, 21, 22
 WEIGHT, BIAS, ZEROS = 23, 24, 25  # panels; their biases; c zeros
 RELU, ACT = 26, 27  # in the tile; a code of `epilogue.ACT` to apply to the finished rows
 RUNS, PANELS, GROUPS = 28, 29, 30  # runs of rows in an image, panels of weights, runs of panels
-VECTORS, LANES, LAST_VECTORS, LAST_LANES = 31, 32, 33, 34  # of a panel, of a vector; of the last panel, of its last vector
-TAPS_AT_ONCE, DEPTH_AT_ONCE = 35, 36  # summed in registers; such partial sums are added up, which keeps rounding small
-MOST = 37  # rows of the largest tile
-TILES = 38  # addresses of the tiles of 1 to MOST rows for a whole panel, then for the last one
+RUN_STEP, GROUP_STEP, ALL_RUNS = 31, 32, 33  # units from one run, and one group, to the next; runs of all images
+VECTORS, LANES, LAST_VECTORS, LAST_LANES = 34, 35, 36, 37  # of a panel, of a vector; of the last panel, of its last vector
+TAPS_AT_ONCE, DEPTH_AT_ONCE = 38, 39  # summed in registers; such partial sums are added up, which keeps rounding small
+MOST = 40  # rows of the largest tile
+TILES = 41  # addresses of the tiles of 1 to MOST rows for a whole panel, then for the last one
 
 TABLE, TAPS, DEPTH = NUMBER["table"], NUMBER["taps"], NUMBER["depth"]
 T_WEIGHT, LDB, T_OUT, T_LDO = NUMBER["weight"], NUMBER["ldb"], NUMBER["out"], NUMBER["ldo"]
@@ -79,10 +81,10 @@ def write_table(a, image, first, rows, blocks, table):
 def dense(a, unit, scratch):
     """conv2d or linear, bias, one residual and an activation."""
     runs, groups, panels = arg(a, RUNS), arg(a, GROUPS), arg(a, PANELS)
-    run = unit % runs
-    rest = unit // runs
-    group = rest % groups
-    image = rest // groups
+    group = unit // arg(a, GROUP_STEP) % groups
+    run = unit // arg(a, RUN_STEP) % arg(a, ALL_RUNS)
+    image = run // runs
+    run -= image * runs
     pixels = arg(a, P) * arg(a, Q)
     first = pixels * run // runs
     rows = pixels * (run + 1) // runs - first
