@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import re
 import shlex
 import shutil
@@ -72,3 +73,17 @@ def test_links_lead_somewhere():
     for link in (a or b for a, b in links):
         if not link.startswith("http"):
             assert (ROOT / link).exists(), link
+
+
+def test_the_table_of_speeds_is_what_was_measured(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    from bench.report import readme
+
+    result = json.loads((ROOT / "bench" / "results" / "cpu.json").read_text("utf-8"))
+    assert readme(result) in README
+    machine = result["machine"]
+    assert machine["processor"] in README and machine["date"] in README
+    for name in ("onnxruntime", "openvino", "torch"):
+        assert f"{name} {result['versions'][name]}" in README.lower().replace("pytorch", "torch")
+    for means in result["summary"].values():
+        assert f"{means['refvit']:.2f} at" in " ".join(README.split())
