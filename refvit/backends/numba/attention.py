@@ -23,7 +23,7 @@ def attention(q: Place, k: Place, v: Place, out: Place, scale: float, *, padded:
     and values are zero, with -100 added to the logits of these keys. UnsupportedError for other layouts.
     """
     places = (q, k, v, out)
-    if any(len(p.axes[-1]) > 1 or (p.axes[-1] and p.stride(-1) != 1) for p in places):
+    if not all(p.contiguous() for p in places):
         raise UnsupportedError(f"attention: a contiguous last axis expected, got {[p.axes[-1] for p in places]}")
     leading = [f for axes in zip(*(p.axes[:-2] for p in places), strict=True) for f in _common(axes)]
     l, d, m, e = q.shape[-2], q.shape[-1], k.shape[-2], v.shape[-1]

@@ -7,6 +7,7 @@ Nearly always one pass is enough.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -127,8 +128,7 @@ def _emit(p: Pass, out: Place) -> list[Instruction]:
         if alike:  # of one pixel every rule makes copies
             t = Term(t.place.broadcast(out.shape))
         elif t.resize is not None and (p.product or _mode(t) == "other"):
-            n, c, h, w = out.shape  # a map of its own for what no pass can read
-            whole = dense(Buffer(n * c * h * w), out.shape, (0, 2, 3, 1))
+            whole = _map_of_its_own(out)  # for what no pass can read
             made += resize(t.place, whole, **t.resize)
             t = Term(whole)
         terms.append(t)
@@ -136,8 +136,7 @@ def _emit(p: Pass, out: Place) -> list[Instruction]:
         return [*made, *_sums(p, [t.place for t in terms], out)]
     for i, t in enumerate(terms):
         if t.resize is None and not t.place.channels_last:  # one value for many channels, say
-            n, c, h, w = out.shape
-            whole = dense(Buffer(n * c * h * w), out.shape, (0, 2, 3, 1))
+            whole = _map_of_its_own(out)
             made += copy(t.place, whole)
             terms[i] = Term(whole)
     single, double = ([t for t in terms if (_mode(t) == "bilinear") == smooth] for smooth in (False, True))
@@ -145,6 +144,10 @@ def _emit(p: Pass, out: Place) -> list[Instruction]:
         made.append(_maps(Pass([]), single[:4], [], out))
         single = [Term(out), *single[4:]]
     return [*made, _maps(p, single, double, out)]
+
+
+def _map_of_its_own(out: Place) -> Place:
+    return dense(Buffer(math.prod(out.shape)), out.shape, (0, 2, 3, 1))
 
 
 def _mode(term: Term) -> str:

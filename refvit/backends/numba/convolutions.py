@@ -39,8 +39,7 @@ def conv2d(low: Lowering, node: Node) -> None:
     (top, bottom), (left, right) = _borders(attrs["padding"])
     groups = attrs["groups"]
     few = c <= FEW_CHANNELS and groups == 1 and dilation == (1, 1) and (r, s) != (1, 1)
-    if not few and not x.channels_last:
-        x = low.copied(x)
+    x = x if few else low.as_map(x)
     out = low.result(node, _pixels_in_rows)
     # what is left of the tail reads whole maps: the product then has memory of its own
     value = low.new(node.shape) if tail.rest else out

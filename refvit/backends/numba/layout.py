@@ -43,10 +43,15 @@ class Place:
             raise ValueError(f"axis {axis} of {self} has no single stride")
         return factors[0][1] if factors else 0
 
+    def contiguous(self, axis: int = -1) -> bool:
+        """Whether the values along an axis lie next to one another."""
+        factors = self.axes[axis]
+        return not factors or (len(factors) == 1 and factors[0][1] == 1)
+
     @property
     def channels_last(self) -> bool:
         """A map (n, c, h, w) with one stride an axis and each pixel's channels next to one another."""
-        return len(self.axes) == 4 and all(len(a) <= 1 for a in self.axes) and (not self.axes[1] or self.stride(1) == 1)
+        return len(self.axes) == 4 and all(len(a) <= 1 for a in self.axes) and self.contiguous(1)
 
     def transpose(self, order: Sequence[int]) -> Place:
         """The axes in another order."""

@@ -113,6 +113,10 @@ class Lowering:
         self.emit(copy(x, y))
         return y
 
+    def as_map(self, x: Place) -> Place:
+        """A map with the channels of each pixel next to one another: the value where it lies so, or a copy."""
+        return x if x.channels_last else self.copied(x)
+
     def _view(self, node: Node) -> None:
         (name,) = node.sources
         x = self.place(name)
@@ -192,18 +196,13 @@ def _resized_patches(lowering: Lowering, x: Place, node: Node) -> Place:
     rows, columns = -(-h // ph) * ph, -(-w // pw) * pw
     if node.op == "unfold_patches":
         wide = lowering.new((x.shape[0], x.shape[1], rows, columns))
-        lowering.emit(
-            resize(
-                x if x.channels_last else lowering.copied(x), wide, size=(rows, columns), mode="bilinear", align_corners=False
-            )
-        )
+        lowering.emit(resize(lowering.as_map(x), wide, size=(rows, columns), mode="bilinear", align_corners=False))
         view = _VIEW[node.op](wide, node)
     else:
         whole = _folded(x, node, rows, columns)
         assert whole is not None
         view = lowering.new(node.shape)
-        whole = whole if whole.channels_last else lowering.copied(whole)
-        lowering.emit(resize(whole, view, size=(h, w), mode="bilinear", align_corners=False))
+        lowering.emit(resize(lowering.as_map(whole), view, size=(h, w), mode="bilinear", align_corners=False))
     assert view is not None
     return view
 

@@ -49,17 +49,19 @@ def linear_layer(low: Lowering, node: Node) -> None:
 
 
 def matrix_of(low: Lowering, name: str) -> Place:
+    """A value by its name, as `rows_of`."""
+    return rows_of(low, low.place(name))
+
+
+def rows_of(low: Lowering, x: Place) -> Place:
     """A value whose rows are a matrix in memory, copied if they are not."""
-    x = low.place(name)
-    if (not x.axes[-1] or (len(x.axes[-1]) == 1 and x.stride(-1) == 1)) and matrix(x.axes[:-1]) is not None:
-        return x
-    return low.copied(x, tuple(range(len(x.shape))))
+    return x if x.contiguous() and matrix(x.axes[:-1]) is not None else low.copied(x, tuple(range(len(x.shape))))
 
 
 def _alike(x: Place, y: Place) -> bool:
     """Whether two values have their rows in the same order of memory."""
     a, b = matrix(x.axes[:-1]), matrix(y.axes[:-1])
-    one = all(not axis or (len(axis) == 1 and axis[0][1] == 1) for axis in (x.axes[-1], y.axes[-1]))
+    one = x.contiguous() and y.contiguous()
     return a is not None and b is not None and one and same_rows(x.axes[:-1], a[1] or 1, y.axes[:-1], b[1] or 1)
 
 
@@ -137,7 +139,7 @@ def _heads(low: Lowering, q: Place, node: Node) -> Place:
 
 def stripe(low: Lowering, node: Node) -> None:
     """Window attention; the result's pixels lie in the order of the queries'."""
-    q, k, v = (x if x.channels_last else low.copied(x) for x in map(low.place, node.sources))
+    q, k, v = (low.as_map(low.place(i)) for i in node.sources)
     out = low.targets.get(node.name)
     if out is None or not out.channels_last:
         upright = not q.axes[2] or not q.axes[3] or q.stride(2) >= q.stride(3)

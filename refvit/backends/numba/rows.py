@@ -9,7 +9,7 @@ from refvit.backends.numba.program import Argument, Instruction, bits
 
 def layer_norm(x: Place, weight: Place, bias: Place, eps: float, out: Place) -> list[Instruction]:
     """(x - mean) / sqrt(var + eps) * weight + bias over the last axis, contiguous in all four. The other axes as they lie."""
-    if any(p.axes[-1] and p.stride(-1) != 1 for p in (weight, bias)):
+    if not (weight.contiguous() and bias.contiguous()):
         raise LayoutError(f"layer_norm: weight {weight.axes} and bias {bias.axes} must be contiguous")
     d = x.shape[-1]
     more: list[Argument] = [weight.address, bias.address, bits(eps), bits(1 / d)]
@@ -22,7 +22,7 @@ def softmax(x: Place, out: Place) -> list[Instruction]:
 
 
 def _rows(kernel: str, x: Place, out: Place, more: list[Argument], constants: tuple[Place, ...] = ()) -> Instruction:
-    if any(len(p.axes[-1]) > 1 or (p.axes[-1] and p.stride(-1) != 1) for p in (x, out)) or x.shape != out.shape:
+    if not (x.contiguous() and out.contiguous()) or x.shape != out.shape:
         raise LayoutError(f"{kernel}: contiguous rows of one shape expected, got {x.axes} and {out.axes}")
     d = x.shape[-1]
     before = [Place(p.buffer, p.offset, p.axes[:-1]) for p in (out, x)]

@@ -12,7 +12,7 @@ from refvit.backends.numba.copy import LayoutError, copy
 from refvit.backends.numba.copy import pad as padded
 from refvit.backends.numba.layout import Place, dense, matrix
 from refvit.backends.numba.lower import Lowering
-from refvit.backends.numba.products import attend, linear_layer, matmul, matrix_of, shortcut, stripe
+from refvit.backends.numba.products import attend, linear_layer, matmul, matrix_of, rows_of, shortcut, stripe
 from refvit.backends.numba.program import Buffer
 from refvit.backends.numba.tail import combined
 from refvit.graph.ir import Node, Step
@@ -44,16 +44,14 @@ def softmax(low: Lowering, node: Node) -> None:
     """Along the last axis; other axes are brought there by a view."""
     axis = node.attrs["axis"] % len(node.shape)
     order = (*(i for i in range(len(node.shape)) if i != axis), axis)
-    x = low.place(node.sources[0]).transpose(order)
-    if matrix(x.axes[:-1]) is None or (x.axes[-1] and x.stride(-1) != 1):
-        x = low.copied(x, tuple(range(len(x.shape))))
+    x = rows_of(low, low.place(node.sources[0]).transpose(order))
     y = low.like(x, x.shape[-1])
     low.emit(rows.softmax(x, y))
     low.places[node.name] = y.transpose(tuple(order.index(i) for i in range(len(order))))
 
 
 def resized(low: Lowering, node: Node) -> None:
-    low.emit(resize.resize(_map(low, node), low.result(node, _is_map), **node.attrs))
+    low.emit(resize.resize(low.as_map(low.place(node.sources[0])), low.result(node, _is_map), **node.attrs))
 
 
 def mean(low: Lowering, node: Node) -> None:
@@ -67,7 +65,7 @@ def mean(low: Lowering, node: Node) -> None:
 
 
 def adaptive(low: Lowering, node: Node) -> None:
-    low.emit(pool.adaptive_avg_pool(_map(low, node), low.result(node, _is_map)))
+    low.emit(pool.adaptive_avg_pool(low.as_map(low.place(node.sources[0])), low.result(node, _is_map)))
 
 
 def batch_norm(low: Lowering, node: Node) -> None:
@@ -87,12 +85,6 @@ def mask_tail(low: Lowering, node: Node) -> None:
     mask[-1, node.attrs["valid"] :] = node.attrs["value"]
     term = dense(Buffer(mask.size, array=mask), (1, x.shape[1], 1, 1, x.shape[-1]))
     combined(low, (Step("add", (0, 1), {}),), [x, term], low.result(node))
-
-
-def _map(low: Lowering, node: Node) -> Place:
-    """The first input as a map whose channels are contiguous, copied if they are not."""
-    x = low.place(node.sources[0])
-    return x if x.channels_last else low.copied(x)
 
 
 def _is_map(place: Place) -> bool:

@@ -13,6 +13,12 @@ from refvit.backends.numba import objects
 SMALL = "tile_2x1"
 
 
+def python(script, *arguments, **options):
+    """A script in a process of its own."""
+    command = [sys.executable, "-c", script, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, **options)
+
+
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("REFVIT_CACHE", str(tmp_path))
@@ -98,7 +104,7 @@ def test_the_order_of_compilation_does_not_matter():
     names = ["shortcut.shortcut", "combine.one"]
     seen = []
     for order in (names, names[::-1]):
-        done = subprocess.run([sys.executable, "-c", COMPILE, *order], capture_output=True, text=True, check=False)
+        done = python(COMPILE, *order)
         assert done.returncode == 0, done.stderr
         seen.append(json.loads(done.stdout))
     assert seen[0] == seen[1]
@@ -123,14 +129,14 @@ def test_warmup_leaves_nothing_to_compile(run):
         "objects.Objects.compile = lambda self, name: exit(name)\n"
         "refvit.load('mobilevit_xxs.cifar10', backend='numba').infer('examples/cat.jpg')\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    done = python(script)
     assert done.returncode == 0, done.stderr
 
 
 def test_numba_without_its_compiler(tmp_path):
     environment = os.environ | {"NUMBA_DISABLE_JIT": "1", "REFVIT_CACHE": str(tmp_path)}
     script = "import refvit; refvit.infer('examples/cat.jpg', backend='numba')"
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
+    done = python(script, env=environment)
     assert done.returncode == 1
     assert "BackendError: NUMBA_DISABLE_JIT is set" in done.stderr
 
@@ -159,7 +165,7 @@ def test_a_fork_waits_for_the_compiler():
         "stop.set()\n"
         "thread.join()\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    done = python(script)
     assert done.returncode == 0, done.stderr
 
 
@@ -188,7 +194,7 @@ def test_an_edited_kernel_is_never_stale(tmp_path):
             f"from refvit.backends.numba.simd import set_arg\n\n\ndef seven(a, unit, scratch):\n    set_arg(a, 0, {value})\n"
         )
         environment = os.environ | {"PYTHONPATH": str(tmp_path), "REFVIT_CACHE": str(tmp_path / "cache")}
-        done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, cwd=tmp_path)
+        done = python(script, env=environment, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         seen.append(json.loads(done.stdout))
     assert seen == [7, 7, 8]
