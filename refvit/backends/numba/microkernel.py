@@ -33,6 +33,9 @@ FIELDS = (
 )
 NUMBER = {name: i for i, name in enumerate(FIELDS)}
 
+# rows of w in a turn of the loop, which reads the addresses of some rows of a again: 14 of them do not fit into registers
+AT_ONCE = 2
+
 I1, I8, I32, I64, F32 = ir.IntType(1), ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
 
 
@@ -86,7 +89,7 @@ def tile_module(rows: int, vectors: int, lanes: int) -> ir.Module:
     flag = {name: b.icmp_signed("!=", field[name], I64(0)) for name in ("bias", "residual", "relu")}
 
     # the sums begin with zero or the bias
-    blocks = {n: function.append_basic_block(n) for n in ("plain", "biased", "tap", "step", "next", "end")}
+    blocks = {n: function.append_basic_block(n) for n in ("plain", "biased", "tap", "next", "end")}
     tiles = [(m, j) for m in range(rows) for j in range(vectors)]
     b.cbranch(flag["bias"], blocks["biased"], blocks["plain"])
     b.position_at_end(blocks["biased"])
@@ -105,33 +108,44 @@ def tile_module(rows: int, vectors: int, lanes: int) -> ir.Module:
         for phi, value in zip(sums, start, strict=True):
             phi.add_incoming(value, blocks[name])
     rows_at = [b.gep(address(b.load(b.gep(table, [b.add(b.mul(t, I64(rows)), I64(m))]))), [field["skip"]]) for m in range(rows)]
-    b.branch(blocks["step"])
 
-    b.position_at_end(blocks["step"])
-    c, w, line = b.phi(I64), b.phi(F32.as_pointer()), b.phi(I8.as_pointer())
-    inner = [b.phi(vec) for _ in tiles]
-    c.add_incoming(I64(0), blocks["tap"])
-    w.add_incoming(w_tap, blocks["tap"])
-    line.add_incoming(ahead_tap, blocks["tap"])
-    for phi, value in zip(inner, sums, strict=True):
-        phi.add_incoming(value, blocks["tap"])
-    columns = [load(b.gep(w, [I64(j * lanes)])) for j in range(vectors)]
-    later: list[ir.Value] = []
-    for m in range(rows):
-        value = b.load(b.gep(rows_at[m], [c]))
-        value.align = 4
-        broadcast = splat(value, vec)
-        later += [b.call(fma, [broadcast, columns[j], inner[m * vectors + j]]) for j in range(vectors)]
-    lines = -(-4 * lanes * vectors // 64)
-    for i in range(lines):
-        b.call(prefetch, [b.gep(line, [I64(64 * i)]), I32(0), I32(2), I32(1)])  # to read, into the second cache
-    c_next, w_next, line_next = b.add(c, I64(1)), b.gep(w, [field["ldb"]]), b.gep(line, [field["pace"]])
-    line.add_incoming(line_next, blocks["step"])
-    c.add_incoming(c_next, blocks["step"])
-    w.add_incoming(w_next, blocks["step"])
-    for phi, value in zip(inner, later, strict=True):
-        phi.add_incoming(value, blocks["step"])
-    b.cbranch(b.icmp_signed("<", c_next, field["depth"]), blocks["step"], blocks["next"])
+    def steps(count: int, c: ir.Value, w: ir.Value, line: ir.Value, *sums: ir.Value) -> list[ir.Value]:
+        """`count` rows of w from row c on, each times its value in every row of a: what follows in place of the arguments."""
+        for _ in range(count):
+            columns = [load(b.gep(w, [I64(j * lanes)])) for j in range(vectors)]
+            added: list[ir.Value] = []
+            for m in range(rows):
+                value = b.load(b.gep(rows_at[m], [c]))
+                value.align = 4
+                broadcast = splat(value, vec)
+                added += [b.call(fma, [broadcast, columns[j], sums[m * vectors + j]]) for j in range(vectors)]
+            for i in range(-(-4 * lanes * vectors // 64)):
+                b.call(prefetch, [b.gep(line, [I64(64 * i)]), I32(0), I32(2), I32(1)])  # to read, into the second cache
+            c, w, line, sums = b.add(c, I64(1)), b.gep(w, [field["ldb"]]), b.gep(line, [field["pace"]]), tuple(added)
+        return [c, w, line, *sums]
+
+    def loop(count: int, start: list[ir.Value]) -> list[ir.Value]:
+        """`steps` as often as there are `count` rows left."""
+        before = b.basic_block
+        body, after = function.append_basic_block(f"steps_{count}"), function.append_basic_block(f"after_{count}")
+        b.cbranch(b.icmp_signed("<=", b.add(start[0], I64(count)), field["depth"]), body, after)
+        b.position_at_end(body)
+        state = [b.phi(value.type) for value in start]
+        done = steps(count, *state)
+        b.cbranch(b.icmp_signed("<=", b.add(done[0], I64(count)), field["depth"]), body, after)
+        b.position_at_end(after)
+        end = [b.phi(value.type) for value in start]
+        for first, now, then, last in zip(start, state, done, end, strict=True):
+            for phi in (now, last):
+                phi.add_incoming(first, before)
+                phi.add_incoming(then, body)
+        return end
+
+    state = [I64(0), w_tap, ahead_tap, *sums]
+    for count in (AT_ONCE, 1):
+        state = loop(count, state)
+    _, w_next, line_next, *later = state
+    b.branch(blocks["next"])
 
     b.position_at_end(blocks["next"])
     t_next = b.add(t, I64(1))
