@@ -10,6 +10,8 @@ __version__ = "0.1.0"
 
 from refvit.api import ModelInfo, infer, info, list_models, load
 from refvit.conversion import Report, convert
+from refvit.crosscheck.check import check
+from refvit.dumping import dump
 from refvit.model import Model
 from refvit.vision.answers import Area, Box, Prediction
 from refvit.vision.attention import Attention
@@ -18,5 +20,5 @@ from refvit.weights.embedded import DemonstrationWarning
 
 __all__ = [
     "Area", "Attention", "Box", "DemonstrationWarning", "Model", "ModelInfo", "Prediction", "Report", "Result", "__version__",
-    "convert", "infer", "info", "list_models", "load",
+    "check", "convert", "dump", "infer", "info", "list_models", "load",
 ]  # fmt: skip

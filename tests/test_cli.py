@@ -371,11 +371,13 @@ def test_help_and_version(run):
         "models": "--task --json",
         "summary": "--size --batch-size --depth --graph --json --save",
         "info": "--json",
+        "check": "--model --weights --image --names --layouts --arithmetic --outputs-only --json --output --set --mean",
+        "dump": "--model --weights --image --nodes --format --dtype --fixed-point --layout --tile --weights-too --force --json",
     }
     code, out, _ = run("--help")
     assert code == 0
     assert all(verb in out for verb in options)
-    assert "exit codes: 0 fine, 1 some of several inputs failed, 2 wrong usage" in out
+    assert "exit codes: 0 fine, 1 a mismatch, or some of several inputs failed, 2 wrong usage" in out
     for verb, names in options.items():
         code, out, _ = run(verb, "--help")
         assert code == 0

@@ -31,8 +31,14 @@ ALLOWED = {
     "loading": {"errors", "graph.ir", "models", "stored", "vision", "weights"},
     "conversion": {"errors", "loading", "models", "weights"},
     "api": {"loading", "errors", "backends", "graph", "model", "models", "vision", "weights", ""},
-    "cli": {"api", "loading", "errors", "files", "graph", "model", "vision", "weights", ""},
+    "crosscheck": {"api", "backends", "errors", "files", "graph.ir", "loading", "model", "ops", "vision"},
+    "crosscheck.observed": {"graph.ir"},
+    "crosscheck.causes": {"crosscheck", "errors", "graph.ir", "ops"},  # a hypothesis sees arrays, not the candidate
+    "crosscheck.candidates": {"crosscheck", "errors", "graph.ir", "model", "weights.readers"},
+    "dumping": {"crosscheck", "errors", "graph.ir", "loading", "model"},
+    "cli": {"api", "crosscheck", "loading", "errors", "files", "graph", "model", "vision", "weights", ""},
     "cli.warmup": {"backends", "cli", "errors"},
+    "cli.check": {"backends", "cli", "crosscheck", "errors", "loading", ""},
     "__main__": {"cli"},
 }
 

@@ -1,7 +1,7 @@
 """The command line: the verbs of the Python interface.
 
-Exit codes: 0 fine, 1 some of several inputs failed, 2 wrong usage (a missing or unreadable input included), 3 something in
-the environment is missing. Answers go to standard output, everything else to standard error.
+Exit codes: 0 fine, 1 a mismatch, or some of several inputs failed, 2 wrong usage (a missing or unreadable input included), 3
+something in the environment is missing. Answers go to standard output, everything else to standard error.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from PIL import Image
 
 import refvit
-from refvit.cli import convert, describe, infer, warmup
+from refvit.cli import check, convert, describe, dump, infer, warmup
 from refvit.cli.common import ENVIRONMENT, OK, USAGE, say, typed
 from refvit.errors import BackendError, RefvitError, UnsupportedError
 
@@ -25,10 +25,12 @@ EPILOG = """examples:
   refvit infer photos/ --json > answers.jsonl           a folder; one line of JSON an image
   refvit infer cat.jpg --model mobilevit_s --weights model.safetensors
   refvit convert checkpoint.pth -o mine.safetensors     what it is, and in refvit's own format
+  refvit check port.onnx --model vit_small_patch16_224 --weights model.safetensors -o report.html
+  refvit dump --model mobilevit_s --weights model.safetensors --image cat.jpg -o golden
   refvit models "mobilevit*"                            what there is
   refvit summary mobilevit_s --save blocks.svg          parameters and MACs by block, and a drawing
 
-exit codes: 0 fine, 1 some of several inputs failed, 2 wrong usage or unreadable input, 3 environment
+exit codes: 0 fine, 1 a mismatch, or some of several inputs failed, 2 wrong usage or unreadable input, 3 environment
 """
 
 
@@ -75,6 +77,8 @@ def _parser() -> argparse.ArgumentParser:
 
     infer.add(verbs)
     convert.add(verbs)
+    check.add(verbs)
+    dump.add(verbs)
     describe.add(verbs)
     warmup.add(verbs)
     return parser

@@ -49,6 +49,8 @@ def _option(argument: str, given: argparse.Namespace) -> str:
         return "--no-crc"
     if name in given:
         option = f"--{name.replace('_', '-')}"
+        if meant is True:
+            return option
         values = meant if isinstance(meant, list) else [meant]
         return " ".join(option if v == "" else f"{option} {shlex.quote(str(v))}" for v in values)
     if "set" in given:

@@ -94,15 +94,17 @@ class Member(NamedTuple):
         return self.file_name.decode("utf-8" if self.flags & UTF8 else "ascii").removesuffix(".npy")
 
 
-def read_npz(path: str | os.PathLike[str]) -> dict[str, Array]:
+def read_npz(path: str | os.PathLike[str], widened: set[str] | None = None) -> dict[str, Array]:
     """Arrays of an .npz archive, stored or compressed, read-only, native and in C order.
 
     bfloat16, which NumPy stores as two raw bytes, becomes float32, which is exact; floats, integers and booleans stay as they
     are. Members are unpacked one after the other into the memory that they keep. The archive is under 4 GiB. WeightsError for
-    whatever is wrong with it, and for objects, text, dates, complex and other void dtypes.
+    whatever is wrong with it, and for objects, text, dates, complex and other void dtypes. widened: gets the names of those
+    that were bfloat16.
     """
+    bfloat16 = set[str]() if widened is None else widened
     with opened(path) as (f, size), reading(path, "npz archive"):
-        return {member.name: _array(_content(f, member), member.name) for member in _members(f, size)}
+        return {member.name: _array(_content(f, member), member.name, bfloat16) for member in _members(f, size)}
 
 
 # the container
@@ -269,7 +271,7 @@ def _inflated(f: BufferedReader, left: int) -> Iterator[bytes]:
 # the arrays
 
 
-def _array(content: Array, name: str) -> Array:
+def _array(content: Array, name: str, bfloat16: set[str]) -> Array:
     """What a .npy file holds, as a window into its bytes wherever these are native and in C order."""
     head = content[:12].tobytes()
     width = LENGTH_BYTES.get(head[6:8], 0)
@@ -302,6 +304,7 @@ def _array(content: Array, name: str) -> Array:
     a = data.view(dtype).reshape(shape, order="F" if header["fortran_order"] == "True" else "C")
     if descr in BFLOAT16:
         a = from_bfloat16(a)
+        bfloat16.add(name)
     elif dtype == np.bool_:
         check_bool(a, name)
     return native(a)
